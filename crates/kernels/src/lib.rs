@@ -1,1 +1,28 @@
-//! Placeholder.
+//! The arithmetic of Lapidary on processors: quantised blocks, products, attention, norms, and the
+//! threads that run them. Slices in, slices out; no files, no models.
+//!
+//! `unsafe` is allowed in this crate alone (with `cuda`): each site says why it is sound.
+
+mod activations;
+mod attention;
+pub mod blocks;
+mod buffer;
+mod element;
+mod integers;
+mod kv;
+mod panel;
+mod pool;
+mod product;
+mod rowwise;
+mod simd;
+mod unpack;
+
+pub use activations::{ByteRows, FloatRows};
+pub use attention::{AttentionSpec, Span, attend};
+pub use buffer::{Buffer, OutOfMemory};
+pub use kv::{KV_BLOCK, KvLayer, KvType};
+pub use panel::{Layout, PackError, Packed, Rows};
+pub use pool::Pool;
+pub use product::{product_f32, product_i8};
+pub use rowwise::{Activation, RopePairs, activation, gated, layer_norm, rms_norm, rope, softcap};
+pub use simd::Isa;

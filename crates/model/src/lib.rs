@@ -1,1 +1,126 @@
-//! Placeholder.
+//! Model families: a published checkpoint's weights to logits, one file for each family, read from
+//! top to bottom, and a registry that finds the family of a checkpoint.
+#![forbid(unsafe_code)]
+
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod gpt2;
+mod gpt_neo;
+mod llama;
+mod load;
+mod settings;
+
+use lapidary_formats::checkpoint::Checkpoint;
+use lapidary_formats::Result;
+use lapidary_ops::{KvCache, KvLayout, Ops, Rows, Tensor};
+pub use load::block_type;
+use load::Weights;
+pub use settings::Settings;
+
+/// What the rest of the program needs to know of a loaded model.
+#[derive(Debug, Clone)]
+pub struct Info {
+    /// The family's name, as the registry has it.
+    pub family: &'static str,
+    /// Entries of the vocabulary: the width of the logits.
+    pub vocab: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Positions that the model was made for.
+    pub context: usize,
+    /// What it keeps for each token.
+    pub kv: KvLayout,
+}
+
+/// A model in memory. `embed`, `block` (for each layer in turn) and `head` make a forward pass;
+/// they are separate so that a trainer can keep block inputs alone and run a block again.
+pub trait Model: Send + Sync {
+    /// Its figures.
+    fn info(&self) -> &Info;
+    /// The residual stream that enters layer 0: `[rows, width]`.
+    fn embed(&self, ops: &mut dyn Ops, rows: &Rows) -> Tensor;
+    /// Layer `layer`, residual included: `[rows, width]` to `[rows, width]`.
+    fn block(
+        &self,
+        layer: usize,
+        ops: &mut dyn Ops,
+        x: Tensor,
+        rows: &Rows,
+        cache: &mut KvCache,
+    ) -> Tensor;
+    /// The last norm and the output projection: `[rows, width]` to logits `[rows, vocab]`.
+    fn head(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor;
+}
+
+/// A model with what was found while loading it.
+pub struct Loaded {
+    /// The model.
+    pub model: Box<dyn Model>,
+    /// Bytes of weights that one decoding step reads.
+    pub step_bytes: usize,
+    /// Things that the user should know: tensors that the family has no use for, slower paths.
+    pub notes: Vec<String>,
+}
+
+/// A family: the names that files know it by, and its loader.
+struct Family {
+    /// `model_type` in config.json, and `general.architecture` in GGUF.
+    names: &'static [&'static str],
+    load: fn(&Settings, &mut Weights) -> Result<Box<dyn Model>>,
+}
+
+/// All families.
+const FAMILIES: &[Family] = &[
+    Family { names: &["gemma"], load: gemma::load },
+    Family { names: &["gemma2"], load: gemma2::load },
+    Family { names: &["gemma3", "gemma3_text"], load: gemma3::load },
+    Family { names: &["llama"], load: llama::load },
+    Family { names: &["gpt2"], load: gpt2::load },
+    Family { names: &["gpt_neo"], load: gpt_neo::load },
+];
+
+/// Loads the model of `checkpoint` onto the device of `ops`.
+///
+/// # Errors
+/// If the family is unknown, a setting is missing, absurd or unsupported, or a tensor is missing,
+/// of the wrong shape, or not finite; the error names the file and the field.
+pub fn load(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
+    let settings = Settings::new(checkpoint)?;
+    let family = FAMILIES.iter().find(|f| f.names.contains(&settings.architecture()));
+    let family = family.ok_or_else(|| {
+        let known: Vec<&str> = FAMILIES.iter().flat_map(|f| f.names.iter().copied()).collect();
+        let found = settings.architecture();
+        settings.error(
+            settings.architecture_key(),
+            format!("\"{found}\" is not a family that Lapidary runs; it runs {}", known.join(", ")),
+        )
+    })?;
+    let mut weights = Weights::new(checkpoint, ops);
+    let model = (family.load)(&settings, &mut weights)?;
+    let (step_bytes, notes) = weights.finish();
+    Ok(Loaded { model, step_bytes, notes })
+}
+
+/// Runs all layers over `rows` and returns the logits of the rows `wanted`: `[wanted, vocab]`.
+pub fn forward(
+    model: &dyn Model,
+    ops: &mut dyn Ops,
+    rows: &Rows,
+    wanted: &[u32],
+    cache: &mut KvCache,
+) -> Tensor {
+    let mut x = model.embed(ops, rows);
+    ops.probe("embed", &x);
+    for layer in 0..model.info().layers {
+        x = model.block(layer, ops, x, rows, cache);
+        ops.probe(&format!("layer_{layer}"), &x);
+    }
+    // The vocabulary is wide: only rows whose logits are wanted go through the head.
+    if wanted.len() != rows.ids.len() {
+        x = ops.gather(&x, wanted);
+    }
+    model.head(ops, &x)
+}

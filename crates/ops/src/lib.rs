@@ -1,1 +1,94 @@
-//! Placeholder.
+//! The narrow waist between models and machines: tensors of activations, weights on a device, and
+//! the [`Ops`] trait, about twenty operations of the size that models are written in.
+//!
+//! [`Cpu`] implements it on the kernels. A model file speaks to `dyn Ops` and can't tell what is
+//! behind it.
+#![forbid(unsafe_code)]
+
+mod cpu;
+mod kv;
+mod rope;
+mod tensor;
+mod weight;
+
+pub use cpu::{Cpu, Precision, Probe};
+pub use kv::{KvCache, KvLayerShape, KvLayout, Rows, Span};
+pub use lapidary_kernels::blocks::{self, BlockType};
+pub use lapidary_kernels::{
+    Activation, AttentionSpec, Isa, KV_BLOCK, KvType, OutOfMemory, PackError, Pool, RopePairs,
+};
+pub use rope::Rope;
+pub use tensor::Tensor;
+pub use weight::{Linear, RawMatrix, SharedBytes, Vector, Weight};
+
+/// The operations that models are made of.
+///
+/// Activations are f32 matrices `[rows, width]`, a row for each token. Operations that take a
+/// [`Tensor`] by value may reuse its memory. Shapes that disagree are a bug of the model file and
+/// panic; everything that comes from a checkpoint is checked when it is loaded.
+pub trait Ops {
+    /// Brings an `[n, k]` weight matrix to the device, in its file's precision.
+    ///
+    /// # Errors
+    /// If the bytes don't fit the shape, hold a NaN or an infinity, or there is no memory.
+    fn matrix(&mut self, raw: RawMatrix) -> Result<Weight, PackError>;
+
+    /// A weight matrix of which only rows are gathered: it stays where it is (a mapped file).
+    ///
+    /// # Errors
+    /// If the bytes don't fit the shape.
+    fn table(&mut self, raw: RawMatrix) -> Result<Weight, PackError>;
+
+    /// Rows `ids` of `weight`, times `scale`: `[ids, k]`.
+    fn embed(&mut self, weight: &Weight, ids: &[u32], scale: f32) -> Tensor;
+
+    /// `x * weight^T + bias`: `[rows, n]`.
+    fn linear(&mut self, x: &Tensor, linear: &Linear) -> Tensor;
+
+    /// RMSNorm over groups of the weight's length: whole rows, or each head of a row.
+    fn rms_norm(&mut self, x: &Tensor, weight: &Vector, eps: f32) -> Tensor;
+
+    /// LayerNorm over rows.
+    fn layer_norm(&mut self, x: &Tensor, weight: &Vector, bias: &Vector, eps: f32) -> Tensor;
+
+    /// Rotates every head of each row by its position.
+    fn rope(&mut self, x: Tensor, rope: &Rope, rows: &Rows) -> Tensor;
+
+    /// Writes the keys and values of the rows to layer `layer` of the cache and attends to all
+    /// that each row may see: `[rows, heads * head_dim]`.
+    #[allow(clippy::too_many_arguments)]
+    fn attend(
+        &mut self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        spec: &AttentionSpec,
+        layer: usize,
+        rows: &Rows,
+        cache: &mut KvCache,
+    ) -> Tensor;
+
+    /// `act(x)`, element by element.
+    fn activation(&mut self, x: Tensor, kind: Activation) -> Tensor;
+
+    /// `act(gate) * up`, element by element.
+    fn gated(&mut self, gate: Tensor, up: &Tensor, kind: Activation) -> Tensor;
+
+    /// `x + y`, element by element.
+    fn add(&mut self, x: Tensor, y: &Tensor) -> Tensor;
+
+    /// `x * factor`.
+    fn scale(&mut self, x: Tensor, factor: f32) -> Tensor;
+
+    /// `cap * tanh(x / cap)`.
+    fn softcap(&mut self, x: Tensor, cap: f32) -> Tensor;
+
+    /// The rows `rows` of `x`.
+    fn gather(&mut self, x: &Tensor, rows: &[u32]) -> Tensor;
+
+    /// The values of `x`, row by row.
+    fn read(&mut self, x: &Tensor) -> Vec<f32>;
+
+    /// Shows an intermediate result to whoever listens, under a name such as `layer_3`.
+    fn probe(&mut self, _name: &str, _x: &Tensor) {}
+}

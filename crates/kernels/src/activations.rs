@@ -1,0 +1,176 @@
+//! Rows of activations, arranged once for the products that follow.
+//!
+//! Rows are taken in tiles of 16, 8, 4, 2 or 1; inside a tile, block of 32 k by block, the rows lie
+//! side by side, so that a kernel reads one stream. For quantised weights each block of 32 becomes
+//! signed bytes with one f32 scale (largest magnitude / 127), as well as the sums that correct for
+//! unsigned weights. Nothing of a row depends on its neighbours.
+
+use crate::buffer::SharedMut;
+use crate::pool::Pool;
+use crate::simd::{Isa, Kernel, Simd};
+
+/// Inputs that share one scale.
+pub const BLOCK: usize = 32;
+
+/// Consecutive rows that a kernel takes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tile {
+    /// The first row.
+    pub row: usize,
+    /// 16, 8, 4, 2 or 1.
+    pub rows: usize,
+}
+
+/// Cuts `rows` rows into tiles.
+pub(crate) fn tiles(rows: usize) -> Vec<Tile> {
+    let mut tiles = Vec::with_capacity(rows / 16 + 4);
+    let mut row = 0;
+    while row < rows {
+        let left = rows - row;
+        let size = if left >= 16 { 16 } else { 1 << left.ilog2() };
+        tiles.push(Tile { row, rows: size });
+        row += size;
+    }
+    tiles
+}
+
+/// Activations in f32, for products with float weights and for exact products with quantised ones.
+pub struct FloatRows {
+    pub(crate) rows: usize,
+    pub(crate) k: usize,
+    pub(crate) tiles: Vec<Tile>,
+    /// `[tile][k block][row][32]`; zero beyond `k`.
+    pub(crate) values: Vec<f32>,
+}
+
+/// Activations in 8 bits, for products with quantised weights.
+pub struct ByteRows {
+    pub(crate) rows: usize,
+    pub(crate) k: usize,
+    pub(crate) tiles: Vec<Tile>,
+    /// `[tile][k block][row][32]`
+    pub(crate) values: Vec<i8>,
+    /// `[tile][k block][row]`
+    pub(crate) scales: Vec<f32>,
+    /// Sums of the values of each half block: `[tile][k block][row][2]`.
+    pub(crate) sums: Vec<[i32; 2]>,
+}
+
+impl FloatRows {
+    /// Arranges `x`, rows of `k`.
+    pub fn new(x: &[f32], k: usize) -> Self {
+        let rows = x.len() / k;
+        let (tiles, blocks) = (tiles(rows), k.div_ceil(BLOCK));
+        let mut values = vec![0.0; rows * blocks * BLOCK];
+        for t in &tiles {
+            let tile = &mut values[t.row * blocks * BLOCK..(t.row + t.rows) * blocks * BLOCK];
+            for m in 0..t.rows {
+                let row = &x[(t.row + m) * k..(t.row + m + 1) * k];
+                for (kb, src) in row.chunks(BLOCK).enumerate() {
+                    let at = (kb * t.rows + m) * BLOCK;
+                    tile[at..at + src.len()].copy_from_slice(src);
+                }
+            }
+        }
+        Self { rows, k, tiles, values }
+    }
+}
+
+impl ByteRows {
+    /// Quantises `x`, rows of `k`; `k` must be a multiple of 32.
+    pub fn new(isa: Isa, pool: &Pool, x: &[f32], k: usize) -> Self {
+        assert!(k.is_multiple_of(BLOCK) && x.len().is_multiple_of(k), "rows of {k} in {}", x.len());
+        let rows = x.len() / k;
+        let blocks = rows * k / BLOCK;
+        let mut out = Self {
+            rows,
+            k,
+            tiles: tiles(rows),
+            values: vec![0; rows * k],
+            scales: vec![0.0; blocks],
+            sums: vec![[0; 2]; blocks],
+        };
+        let to = (
+            SharedMut(out.values.as_mut_ptr()),
+            SharedMut(out.scales.as_mut_ptr()),
+            SharedMut(out.sums.as_mut_ptr()),
+        );
+        let tiles = &out.tiles;
+        pool.split(tiles.len(), (16384 / k / 16).max(1), &|range| {
+            isa.run(Quantise {
+                x,
+                k,
+                tiles: &tiles[range],
+                values: to.0,
+                scales: to.1,
+                sums: to.2,
+            });
+        });
+        out
+    }
+}
+
+struct Quantise<'a> {
+    x: &'a [f32],
+    k: usize,
+    tiles: &'a [Tile],
+    values: SharedMut<i8>,
+    scales: SharedMut<f32>,
+    sums: SharedMut<[i32; 2]>,
+}
+
+impl Kernel for Quantise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let blocks = self.k / BLOCK;
+        for t in self.tiles {
+            for m in 0..t.rows {
+                for kb in 0..blocks {
+                    let at = t.row * blocks + kb * t.rows + m;
+                    let from = (t.row + m) * self.k + kb * BLOCK;
+                    debug_assert!(from + BLOCK <= self.x.len());
+                    // SAFETY: the source block lies in `x`, the target in the three vectors, whose
+                    // lengths follow from the same shape; tiles are disjoint.
+                    unsafe {
+                        let (scale, sums) =
+                            block::<S>(self.x.as_ptr().add(from), self.values.at(at * BLOCK));
+                        *self.scales.at(at) = scale;
+                        *self.sums.at(at) = sums;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Quantises 32 values; returns their scale and the sums of both halves.
+#[inline(always)]
+unsafe fn block<S: Simd>(x: *const f32, out: *mut i8) -> (f32, [i32; 2]) {
+    // SAFETY: 32 values at both addresses.
+    unsafe {
+        let mut top = S::splat(0.0);
+        for i in (0..BLOCK).step_by(S::LANES) {
+            top = S::max(S::abs(S::load(x.add(i))), top);
+        }
+        let mut lanes = [0.0f32; 16];
+        S::store(lanes.as_mut_ptr(), top);
+        // A maximum does not depend on the order.
+        let top = lanes.into_iter().fold(0.0, f32::max);
+        let inverse = if top > 0.0 { 127.0 / top } else { 0.0 };
+        // 127 / top overflows for the smallest subnormals: such a block counts as zeros.
+        let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+        for i in (0..BLOCK).step_by(S::LANES) {
+            S::store_i8(out.add(i), S::round(S::mul(S::load(x.add(i)), S::splat(inverse))));
+        }
+        let half = |from: usize| {
+            let mut sum = 0i32;
+            for i in 0..16 {
+                sum += i32::from(*out.add(from + i));
+            }
+            sum
+        };
+        (if inverse == 0.0 { 0.0 } else { top / 127.0 }, [half(0), half(16)])
+    }
+}

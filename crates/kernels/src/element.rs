@@ -1,0 +1,45 @@
+//! Float types as kernels read them.
+
+use crate::simd::Simd;
+
+/// A float type in memory.
+pub(crate) trait Element {
+    /// Bytes of one element.
+    const BYTES: usize;
+    /// `LANES` elements as f32.
+    ///
+    /// # Safety
+    /// `p` has `LANES` elements; the features of `S`.
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F;
+}
+
+pub(crate) struct F32;
+pub(crate) struct F16;
+pub(crate) struct Bf16;
+
+impl Element for F32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { S::load(p.cast()) }
+    }
+}
+
+impl Element for F16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_f16(p.cast()) }
+    }
+}
+
+impl Element for Bf16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_bf16(p.cast()) }
+    }
+}

@@ -1,0 +1,443 @@
+//! Products of activations with packed weights: `y[m][n] = sum over k of x[m][k] * w[n][k]`.
+//!
+//! Every output is accumulated in f32 in the order of k, in one lane, by fused multiply-adds;
+//! with quantised weights and 8-bit activations one step is a block of 32 k, whose integer sum is
+//! exact. So an output's bits depend on its row and its weights alone: not on the other rows, the
+//! threads, or the instruction set.
+
+use crate::activations::{BLOCK, ByteRows, FloatRows, Tile};
+use crate::buffer::SharedMut;
+use crate::element::{Bf16, Element, F16, F32};
+use crate::panel::{Layout, Packed};
+use crate::pool::Pool;
+use crate::simd::{Isa, Kernel, PANEL, Simd};
+use crate::unpack::{self, Format};
+use std::ops::Range;
+
+/// `out[m][n] = x * w`, in f32 throughout (weights are dequantised exactly).
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn product_f32(isa: Isa, pool: &Pool, x: &FloatRows, w: &Packed, out: &mut [f32]) {
+    assert!(x.k == w.k && out.len() == x.rows * w.n, "shapes of a product");
+    let out = SharedMut(out.as_mut_ptr());
+    each_panel(pool, w, &|panels| {
+        let job = Job { w, panels, out };
+        match w.layout {
+            Layout::F32 => isa.run(Floats::<F32> { x, job, of: F32 }),
+            Layout::F16 => isa.run(Floats::<F16> { x, job, of: F16 }),
+            Layout::Bf16 => isa.run(Floats::<Bf16> { x, job, of: Bf16 }),
+            Layout::Q8_0 => isa.run(Exact { x, job, of: unpack::Q8_0 }),
+            Layout::Q4_0 => isa.run(Exact { x, job, of: unpack::Q4_0 }),
+            Layout::Q4K => isa.run(Exact { x, job, of: unpack::Q4K }),
+            Layout::Q5K => isa.run(Exact { x, job, of: unpack::Q5K }),
+            Layout::Q6K => isa.run(Exact { x, job, of: unpack::Q6K }),
+            Layout::Bytes => isa.run(Exact { x, job, of: unpack::Bytes }),
+        }
+    });
+}
+
+/// `out[m][n] = x * w` with quantised weights and 8-bit activations.
+///
+/// # Panics
+/// If the shapes disagree or the weights are floats.
+pub fn product_i8(isa: Isa, pool: &Pool, x: &ByteRows, w: &Packed, out: &mut [f32]) {
+    assert!(x.k == w.k && out.len() == x.rows * w.n, "shapes of a product");
+    let out = SharedMut(out.as_mut_ptr());
+    each_panel(pool, w, &|panels| {
+        let job = Job { w, panels, out };
+        match w.layout {
+            Layout::Q8_0 => isa.run(Integers { x, job, of: unpack::Q8_0 }),
+            Layout::Q4_0 => isa.run(Integers { x, job, of: unpack::Q4_0 }),
+            Layout::Q4K => isa.run(Integers { x, job, of: unpack::Q4K }),
+            Layout::Q5K => isa.run(Integers { x, job, of: unpack::Q5K }),
+            Layout::Q6K => isa.run(Integers { x, job, of: unpack::Q6K }),
+            Layout::Bytes => isa.run(Integers { x, job, of: unpack::Bytes }),
+            Layout::F32 | Layout::F16 | Layout::Bf16 => {
+                unreachable!("float weights take float activations")
+            }
+        }
+    });
+}
+
+/// The weights of output row `r` as f32; see [`Packed::row`].
+pub(crate) fn dequantize_row(isa: Isa, w: &Packed, r: usize, out: &mut [f32]) {
+    assert!(r < w.n && out.len() == w.k, "row {r} of {} x {}", w.n, w.k);
+    match w.layout {
+        Layout::Q8_0 => isa.run(Row { w, r, out, of: unpack::Q8_0 }),
+        Layout::Q4_0 => isa.run(Row { w, r, out, of: unpack::Q4_0 }),
+        Layout::Q4K => isa.run(Row { w, r, out, of: unpack::Q4K }),
+        Layout::Q5K => isa.run(Row { w, r, out, of: unpack::Q5K }),
+        Layout::Q6K => isa.run(Row { w, r, out, of: unpack::Q6K }),
+        Layout::Bytes => isa.run(Row { w, r, out, of: unpack::Bytes }),
+        Layout::F32 | Layout::F16 | Layout::Bf16 => unreachable!("floats are read in place"),
+    }
+}
+
+/// Shares the panels of `w` out to the threads.
+fn each_panel(pool: &Pool, w: &Packed, task: &(dyn Fn(Range<usize>) + Sync)) {
+    // Less than 32 KiB of weights are not worth a thread.
+    let grain = (32 * 1024 * w.n.div_ceil(PANEL)).div_ceil(w.bytes().max(1));
+    pool.split(w.n.div_ceil(PANEL), grain.next_multiple_of(4), task);
+}
+
+/// The panels that one call computes, and where the results go.
+struct Job<'a> {
+    w: &'a Packed,
+    panels: Range<usize>,
+    out: SharedMut<f32>,
+}
+
+impl Job<'_> {
+    /// Stores the lanes `lane0 ..` of panel `panel` for row `row`.
+    ///
+    /// # Safety
+    /// `row` is a row of the output; the features of `S`.
+    #[inline(always)]
+    unsafe fn store<S: Simd>(&self, row: usize, panel: usize, lane0: usize, y: S::F) {
+        let (n, at) = (self.w.n, panel * PANEL + lane0);
+        // SAFETY: columns beyond n are cut off; other threads have other panels.
+        unsafe {
+            if at + S::LANES <= n {
+                S::store(self.out.at(row * n + at), y);
+            } else if at < n {
+                let mut lanes = [0.0f32; PANEL];
+                S::store(lanes.as_mut_ptr(), y);
+                self.out.at(row * n + at).copy_from_nonoverlapping(lanes.as_ptr(), n - at);
+            }
+        }
+    }
+}
+
+/// Calls `$f` with the number of rows of `$tile` as its constant.
+macro_rules! by_rows {
+    ($tile:expr, $rows:ident => $body:expr) => {
+        match $tile.rows {
+            16 => {
+                const $rows: usize = 16;
+                $body
+            }
+            8 => {
+                const $rows: usize = 8;
+                $body
+            }
+            4 => {
+                const $rows: usize = 4;
+                $body
+            }
+            2 => {
+                const $rows: usize = 2;
+                $body
+            }
+            _ => {
+                const $rows: usize = 1;
+                $body
+            }
+        }
+    };
+}
+
+/// 8-bit activations times quantised weights.
+struct Integers<'a, F: Format> {
+    x: &'a ByteRows,
+    job: Job<'a>,
+    #[allow(dead_code)]
+    of: F,
+}
+
+impl<F: Format> Kernel for Integers<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for panel in self.job.panels.clone() {
+            for &tile in &self.x.tiles {
+                // SAFETY: tile and panel are parts of the operands.
+                by_rows!(tile, M => unsafe { self.tile::<S, M>(panel, tile) });
+            }
+        }
+    }
+}
+
+impl<F: Format> Integers<'_, F> {
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize>(&self, panel: usize, tile: Tile) {
+        let blocks = self.x.k / BLOCK;
+        let (quads, scales) = self.job.w.panel(panel);
+        let x = self.x.values[tile.row * self.x.k..].as_ptr();
+        let dx = self.x.scales[tile.row * blocks..].as_ptr();
+        let sums = self.x.sums[tile.row * blocks..].as_ptr();
+        for lane0 in (0..PANEL).step_by(S::LANES) {
+            // SAFETY: every block of the panel and of the tile is in bounds: `x` has
+            // M * blocks blocks from the tile's first row on.
+            unsafe {
+                let mut acc = [S::splat(0.0); M];
+                for kb in 0..blocks {
+                    let b = F::block::<S>(quads.as_ptr(), scales.as_ptr(), kb, lane0);
+                    for (m, acc) in acc.iter_mut().enumerate() {
+                        let at = kb * M + m;
+                        *acc =
+                            step::<S, F>(*acc, &b, x.add(at * BLOCK), *dx.add(at), *sums.add(at));
+                    }
+                }
+                for (m, acc) in acc.into_iter().enumerate() {
+                    self.job.store::<S>(tile.row + m, panel, lane0, acc);
+                }
+            }
+        }
+    }
+}
+
+/// Adds one block of 32 k to an accumulator.
+#[inline(always)]
+unsafe fn step<S: Simd, F: Format>(
+    acc: S::F,
+    b: &unpack::Block<S>,
+    x: *const i8,
+    dx: f32,
+    sums: [i32; 2],
+) -> S::F {
+    // SAFETY: `x` has 32 values; the rest is arithmetic.
+    unsafe {
+        let d = S::splat(dx);
+        let mut acc = if F::HALVES {
+            // |sum| <= 16 * 255 * 127 < 2^24: both conversions are exact.
+            let lo = halves::<S, F>(b, 0, x, sums[0]);
+            let hi = halves::<S, F>(b, 4, x.add(16), sums[1]);
+            let sum = S::fma(lo, b.scale[0], S::mul(hi, b.scale[1]));
+            S::fma(sum, d, acc)
+        } else {
+            let init = S::splat_i(-F::OFFSET * (sums[0] + sums[1]));
+            let sum = match F::MAX {
+                15 => S::dot::<8, 15>(init, &b.w, 0, x),
+                31 => S::dot::<8, 31>(init, &b.w, 0, x),
+                _ => S::dot::<8, 255>(init, &b.w, 0, x),
+            };
+            S::fma(S::to_f32(sum), S::mul(b.scale[0], d), acc)
+        };
+        if F::MINS && F::HALVES {
+            acc = S::fma(b.min[0], S::splat(dx * sums[0] as f32), acc);
+            acc = S::fma(b.min[1], S::splat(dx * sums[1] as f32), acc);
+        } else if F::MINS {
+            acc = S::fma(b.min[0], S::splat(dx * (sums[0] + sums[1]) as f32), acc);
+        }
+        acc
+    }
+}
+
+/// The integer sum of half a block.
+#[inline(always)]
+unsafe fn halves<S: Simd, F: Format>(
+    b: &unpack::Block<S>,
+    first: usize,
+    x: *const i8,
+    sum: i32,
+) -> S::F {
+    // SAFETY: `x` has 16 values.
+    unsafe {
+        let init = S::splat_i(-F::OFFSET * sum);
+        S::to_f32(match F::MAX {
+            63 => S::dot::<4, 63>(init, &b.w, first, x),
+            _ => S::dot::<4, 255>(init, &b.w, first, x),
+        })
+    }
+}
+
+/// f32 activations times float weights.
+struct Floats<'a, F: Element> {
+    x: &'a FloatRows,
+    job: Job<'a>,
+    #[allow(dead_code)]
+    of: F,
+}
+
+impl<F: Element> Kernel for Floats<'_, F> {
+    type Output = ();
+
+    /// Few rows take several panels at once: a single chain of additions would wait for itself.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (mut panel, end) = (self.job.panels.start, self.job.panels.end);
+        while panel < end {
+            let wide = end - panel >= 4;
+            for &tile in &self.x.tiles {
+                // SAFETY: tile and panels are parts of the operands.
+                unsafe {
+                    match tile.rows {
+                        16 if S::LANES >= 16 => self.some::<S, 16, 16, 1>(panel, tile, wide),
+                        16 => self.some::<S, 16, 8, 1>(panel, tile, wide),
+                        8 => self.some::<S, 8, 8, 1>(panel, tile, wide),
+                        4 => self.some::<S, 4, 4, 2>(panel, tile, wide),
+                        2 => self.some::<S, 2, 2, 4>(panel, tile, wide),
+                        _ => self.some::<S, 1, 1, 4>(panel, tile, wide),
+                    }
+                }
+            }
+            panel += if wide { 4 } else { 1 };
+        }
+    }
+}
+
+impl<F: Element> Floats<'_, F> {
+    /// One panel, or four of them `P` at a time.
+    #[inline(always)]
+    unsafe fn some<S: Simd, const M: usize, const MM: usize, const P: usize>(
+        &self,
+        panel: usize,
+        tile: Tile,
+        wide: bool,
+    ) {
+        // SAFETY: `wide` says that there are four panels.
+        unsafe {
+            if wide {
+                for p in (0..4).step_by(P) {
+                    self.tile::<S, M, MM, P>(panel + p, tile);
+                }
+            } else {
+                self.tile::<S, M, MM, 1>(panel, tile);
+            }
+        }
+    }
+
+    /// `P` panels for a tile of `M` rows, `MM` rows at a time.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const P: usize>(
+        &self,
+        panel: usize,
+        tile: Tile,
+    ) {
+        let k = self.x.k;
+        let x = self.x.values[tile.row * k.next_multiple_of(BLOCK)..].as_ptr();
+        let panels: [*const u8; P] =
+            std::array::from_fn(|p| self.job.w.panel(panel + p).0.as_ptr());
+        for m0 in (0..M).step_by(MM) {
+            for lane0 in (0..PANEL).step_by(S::LANES) {
+                // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32.
+                unsafe {
+                    let mut acc = [[S::splat(0.0); P]; MM];
+                    for kb in 0..k.div_ceil(BLOCK) {
+                        let x = x.add((kb * M + m0) * BLOCK);
+                        for kk in 0..BLOCK.min(k - kb * BLOCK) {
+                            let at = ((kb * BLOCK + kk) * PANEL + lane0) * F::BYTES;
+                            let mut w = [S::splat(0.0); P];
+                            for (w, p) in w.iter_mut().zip(panels) {
+                                *w = F::load::<S>(p.add(at));
+                            }
+                            for (m, acc) in acc.iter_mut().enumerate() {
+                                let x = S::splat(*x.add(m * BLOCK + kk));
+                                for (p, acc) in acc.iter_mut().enumerate() {
+                                    *acc = S::fma(w[p], x, *acc);
+                                }
+                            }
+                        }
+                    }
+                    for (m, acc) in acc.into_iter().enumerate() {
+                        for (p, acc) in acc.into_iter().enumerate() {
+                            self.job.store::<S>(tile.row + m0 + m, panel + p, lane0, acc);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// f32 activations times quantised weights, dequantised on the way.
+struct Exact<'a, F: Format> {
+    x: &'a FloatRows,
+    job: Job<'a>,
+    #[allow(dead_code)]
+    of: F,
+}
+
+impl<F: Format> Kernel for Exact<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for panel in self.job.panels.clone() {
+            for &tile in &self.x.tiles {
+                // SAFETY: tile and panel are parts of the operands.
+                by_rows!(tile, M => unsafe { self.tile::<S, M>(panel, tile) });
+            }
+        }
+    }
+}
+
+impl<F: Format> Exact<'_, F> {
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize>(&self, panel: usize, tile: Tile) {
+        let (quads, scales) = self.job.w.panel(panel);
+        let x = self.x.values[tile.row * self.x.k..].as_ptr();
+        for lane0 in (0..PANEL).step_by(S::LANES) {
+            // SAFETY: as in `Integers::tile`; the k of quantised weights is a multiple of 32.
+            unsafe {
+                let mut acc = [S::splat(0.0); M];
+                for kb in 0..self.x.k / BLOCK {
+                    let b = F::block::<S>(quads.as_ptr(), scales.as_ptr(), kb, lane0);
+                    let w = weights::<S, F>(&b);
+                    let x = x.add(kb * M * BLOCK);
+                    for (k, &w) in w.iter().enumerate() {
+                        for (m, acc) in acc.iter_mut().enumerate() {
+                            *acc = S::fma(w, S::splat(*x.add(m * BLOCK + k)), *acc);
+                        }
+                    }
+                }
+                for (m, acc) in acc.into_iter().enumerate() {
+                    self.job.store::<S>(tile.row + m, panel, lane0, acc);
+                }
+            }
+        }
+    }
+}
+
+/// The 32 weights of a block as f32, rounded as the formats' reference rounds them: the product
+/// with the scale, then the addition of the minimum.
+#[inline(always)]
+unsafe fn weights<S: Simd, F: Format>(b: &unpack::Block<S>) -> [S::F; BLOCK] {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let mut out = [S::splat(0.0); BLOCK];
+        for v in 0..8 {
+            let w = b.w[v];
+            let bytes = [S::byte::<0>(w), S::byte::<1>(w), S::byte::<2>(w), S::byte::<3>(w)];
+            for (j, q) in bytes.into_iter().enumerate() {
+                let q = S::sub(q, S::splat(F::OFFSET as f32));
+                let value = S::mul(q, b.scale[v / 4]);
+                out[4 * v + j] = if F::MINS { S::add(value, b.min[v / 4]) } else { value };
+            }
+        }
+        out
+    }
+}
+
+/// One row of quantised weights as f32.
+struct Row<'a, F: Format> {
+    w: &'a Packed,
+    r: usize,
+    out: &'a mut [f32],
+    #[allow(dead_code)]
+    of: F,
+}
+
+impl<F: Format> Kernel for Row<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (quads, scales) = self.w.panel(self.r / PANEL);
+        let lane0 = self.r % PANEL / S::LANES * S::LANES;
+        let lane = self.r % PANEL - lane0;
+        for (kb, out) in self.out.chunks_exact_mut(BLOCK).enumerate() {
+            // SAFETY: `out` has one chunk for each block of the panel.
+            unsafe {
+                let b = F::block::<S>(quads.as_ptr(), scales.as_ptr(), kb, lane0);
+                for (out, w) in out.iter_mut().zip(weights::<S, F>(&b)) {
+                    let mut lanes = [0.0f32; PANEL];
+                    S::store(lanes.as_mut_ptr(), w);
+                    *out = lanes[lane];
+                }
+            }
+        }
+    }
+}

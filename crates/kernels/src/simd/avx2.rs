@@ -1,0 +1,218 @@
+//! AVX2 with FMA and F16C: eight lanes, so a panel takes two passes.
+
+use super::{Kernel, Simd};
+use std::arch::x86_64::*;
+
+/// Compiles `kernel` with the features of this set.
+///
+/// # Safety
+/// The processor must have them.
+#[target_feature(enable = "avx2,fma,f16c,bmi2")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller has checked the features; the pointers are the kernel's own contract.
+    unsafe { kernel.run::<Avx2>() }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx2;
+
+const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+/// Four bytes of `x` in every lane.
+#[inline(always)]
+unsafe fn splat(x: *const i8, v: usize) -> __m256i {
+    // SAFETY: the caller has 4 v + 4 bytes at `x`.
+    unsafe { _mm256_set1_epi32(x.add(4 * v).cast::<i32>().read_unaligned()) }
+}
+
+// SAFETY (all the blocks below): the trait's contract gives the processor features and valid
+// pointers; every load and store used here is the unaligned form.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Simd for Avx2 {
+    const LANES: usize = 8;
+    type F = __m256;
+    type I = __m256i;
+    type W = __m256i;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: Self::F) {
+        unsafe { _mm256_storeu_ps(p, x) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
+        unsafe {
+            let v = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self::F {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, x: Self::F) {
+        unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<NEAREST>(x)) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> Self::F {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::F {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_min_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::F) -> Self::F {
+        unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
+    }
+    #[inline(always)]
+    unsafe fn round(a: Self::F) -> Self::F {
+        unsafe { _mm256_round_ps::<NEAREST>(a) }
+    }
+    #[inline(always)]
+    unsafe fn select_lt(a: Self::F, b: Self::F, t: Self::F, f: Self::F) -> Self::F {
+        unsafe { _mm256_blendv_ps(f, t, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: Self::F) -> Self::F {
+        unsafe {
+            let i = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(i))
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_i(x: i32) -> Self::I {
+        unsafe { _mm256_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn to_f32(x: Self::I) -> Self::F {
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, x: Self::F) {
+        unsafe {
+            let i = _mm256_cvtps_epi32(x);
+            let (lo, hi) = (_mm256_castsi256_si128(i), _mm256_extracti128_si256::<1>(i));
+            let words = _mm_packs_epi32(lo, hi);
+            _mm_storel_epi64(p.cast(), _mm_packs_epi16(words, words));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_w(p: *const u8) -> Self::W {
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_w(x: u8) -> Self::W {
+        unsafe { _mm256_set1_epi8(x as i8) }
+    }
+    #[inline(always)]
+    unsafe fn and(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm256_and_si256(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm256_or_si256(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn shr(a: Self::W, n: i32) -> Self::W {
+        unsafe { _mm256_srl_epi16(a, _mm_cvtsi32_si128(n)) }
+    }
+    #[inline(always)]
+    unsafe fn shl(a: Self::W, n: i32) -> Self::W {
+        unsafe { _mm256_sll_epi16(a, _mm_cvtsi32_si128(n)) }
+    }
+    #[inline(always)]
+    unsafe fn byte<const J: u32>(a: Self::W) -> Self::F {
+        unsafe {
+            let v = match J {
+                0 => a,
+                1 => _mm256_srli_epi32::<8>(a),
+                2 => _mm256_srli_epi32::<16>(a),
+                _ => _mm256_srli_epi32::<24>(a),
+            };
+            _mm256_cvtepi32_ps(_mm256_and_si256(v, _mm256_set1_epi32(255)))
+        }
+    }
+    /// `vpmaddubsw` adds pairs in 16 bits, so `MAX` says how many of its results may be summed
+    /// before widening; bytes of more than 7 bits go through their magnitude's sign instead.
+    #[inline(always)]
+    unsafe fn dot<const V: usize, const MAX: i32>(
+        init: Self::I,
+        w: &[Self::W; 8],
+        first: usize,
+        x: *const i8,
+    ) -> Self::I {
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let mut acc = init;
+            if MAX > 128 {
+                // w = 16 hi + lo: both halves are nibbles, of which eight sums fit in 16 bits.
+                let nibble = _mm256_set1_epi8(15);
+                let (mut lo, mut hi) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+                for v in 0..V {
+                    let (w, x) = (w[first + v], splat(x, v));
+                    let low = _mm256_and_si256(w, nibble);
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(w), nibble);
+                    lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(low, x));
+                    hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(high, x));
+                }
+                let hi = _mm256_slli_epi32::<4>(_mm256_madd_epi16(hi, ones));
+                let lo = _mm256_madd_epi16(lo, ones);
+                return _mm256_add_epi32(acc, _mm256_add_epi32(lo, hi));
+            }
+            let group = match MAX {
+                0..=15 => 8,
+                16..=31 => 4,
+                32..=63 => 2,
+                _ => 1,
+            };
+            let mut v = 0;
+            while v < V {
+                let mut sum = _mm256_maddubs_epi16(w[first + v], splat(x, v));
+                let end = if v + group < V { v + group } else { V };
+                for v in v + 1..end {
+                    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[first + v], splat(x, v)));
+                }
+                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sum, ones));
+                v = end;
+            }
+            acc
+        }
+    }
+}

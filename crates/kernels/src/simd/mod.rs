@@ -1,0 +1,174 @@
+//! One algorithm, many instruction sets.
+//!
+//! A kernel is written once, over the [`Simd`] trait, as a value that implements [`Kernel`];
+//! [`Isa::run`] compiles it for each instruction set and picks one at run time. Every operation of
+//! the trait is an IEEE operation with one rounding (or exact, for integers), and every kernel fixes
+//! its order of accumulation, so **all instruction sets give the same bits**; that is what the tests
+//! compare.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+pub use scalar::Scalar;
+
+/// Output rows that share a panel; see [`crate::panel`]. A multiple of every [`Simd::LANES`].
+pub const PANEL: usize = 16;
+
+/// An instruction set that this machine can run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// Plain Rust, for any machine; the oracle of the others.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F/BW/DQ/VL and VNNI.
+    Avx512,
+}
+
+impl Isa {
+    /// The best instruction set of this machine.
+    pub fn detect() -> Self {
+        *Self::available().last().unwrap_or(&Isa::Scalar)
+    }
+
+    /// All that this machine can run, the best one last.
+    pub fn available() -> Vec<Self> {
+        #[allow(unused_mut)]
+        let mut all = vec![Isa::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            if avx2 {
+                all.push(Isa::Avx2);
+            }
+            if avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+            {
+                all.push(Isa::Avx512);
+            }
+        }
+        all
+    }
+
+    /// The name that the command line uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// Runs `kernel` with this instruction set.
+    ///
+    /// # Panics
+    /// If the machine lacks the instruction set (values from [`Isa::available`] never do).
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            // SAFETY: the scalar implementation needs no processor feature; the kernel's own
+            // contract on its pointers is upheld by whoever built it.
+            Isa::Scalar => unsafe { kernel.run::<Scalar>() },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` comes out of `available` alone, which checked these features.
+            Isa::Avx2 => unsafe { avx2::run(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512 => unsafe { avx512::run(kernel) },
+            #[cfg(not(target_arch = "x86_64"))]
+            other => panic!("{} does not exist on this architecture", other.name()),
+        }
+    }
+}
+
+/// A computation written over [`Simd`]: the value holds the arguments.
+pub(crate) trait Kernel {
+    /// What the computation returns.
+    type Output;
+    /// Runs it. Implementations are `#[inline(always)]`, so that the whole body is compiled with
+    /// the instruction set's features.
+    ///
+    /// # Safety
+    /// The processor must have the features of `S`; pointers inside the value must be valid for
+    /// what the kernel documents.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// The vector operations that kernels are made of. A vector of `LANES` f32 ([`Simd::F`]), as many
+/// i32 ([`Simd::I`]), and 4 x `LANES` bytes ([`Simd::W`], four consecutive k of each lane's row).
+///
+/// # Safety
+/// Every method needs the processor features of the implementing set, and pointers valid for as
+/// many elements as the vector holds; no alignment is needed.
+#[allow(clippy::missing_safety_doc, missing_docs)]
+pub trait Simd: Copy + 'static {
+    const LANES: usize;
+    type F: Copy;
+    type I: Copy;
+    type W: Copy;
+
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, x: Self::F);
+    /// bfloat16 bits to f32, exact.
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// IEEE half bits to f32, exact.
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// f32 to half, round to nearest even.
+    unsafe fn store_f16(p: *mut u16, x: Self::F);
+    /// Unsigned bytes to f32.
+    unsafe fn load_u8(p: *const u8) -> Self::F;
+    /// Signed bytes to f32.
+    unsafe fn load_i8(p: *const i8) -> Self::F;
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c` with one rounding.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger; `b` if either is NaN (as x86 does).
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; `b` if either is NaN.
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn abs(a: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    unsafe fn round(a: Self::F) -> Self::F;
+    /// Per lane: `t` where `a < b`, else `f`.
+    unsafe fn select_lt(a: Self::F, b: Self::F, t: Self::F, f: Self::F) -> Self::F;
+    /// 2^n for integral n in -126..=127.
+    unsafe fn pow2(n: Self::F) -> Self::F;
+
+    unsafe fn splat_i(x: i32) -> Self::I;
+    /// i32 to f32, round to nearest even.
+    unsafe fn to_f32(x: Self::I) -> Self::F;
+    /// f32 to i8 (values must be integral and in -128..=127), `LANES` bytes at `p`.
+    unsafe fn store_i8(p: *mut i8, x: Self::F);
+
+    unsafe fn load_w(p: *const u8) -> Self::W;
+    unsafe fn splat_w(x: u8) -> Self::W;
+    unsafe fn and(a: Self::W, b: Self::W) -> Self::W;
+    unsafe fn or(a: Self::W, b: Self::W) -> Self::W;
+    /// Shifts each 16-bit group right; mask afterwards.
+    unsafe fn shr(a: Self::W, n: i32) -> Self::W;
+    /// Shifts each 16-bit group left; mask before or afterwards.
+    unsafe fn shl(a: Self::W, n: i32) -> Self::W;
+    /// Byte `J` of each lane as f32 (unsigned).
+    unsafe fn byte<const J: u32>(a: Self::W) -> Self::F;
+    /// `init + sum over v < V, j < 4 of w[v].byte[j] * x[4 v + j]` per lane, exact in i32.
+    /// Weight bytes are unsigned and at most `MAX`; `x` has 4 V values in -127..=127.
+    unsafe fn dot<const V: usize, const MAX: i32>(
+        init: Self::I,
+        w: &[Self::W; 8],
+        first: usize,
+        x: *const i8,
+    ) -> Self::I;
+}

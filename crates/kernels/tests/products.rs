@@ -1,0 +1,218 @@
+//! Every product, on every instruction set of this machine, against f64 and against each other.
+
+use lapidary_kernels::blocks::{self, BlockType};
+use lapidary_kernels::{ByteRows, FloatRows, Isa, Packed, Pool, Rows, product_f32, product_i8};
+
+const TYPES: [BlockType; 16] = [
+    BlockType::F32,
+    BlockType::F16,
+    BlockType::BF16,
+    BlockType::Q8_0,
+    BlockType::Q4_0,
+    BlockType::Q4_1,
+    BlockType::Q5_0,
+    BlockType::Q5_1,
+    BlockType::Q2_K,
+    BlockType::Q3_K,
+    BlockType::Q4_K,
+    BlockType::Q5_K,
+    BlockType::Q6_K,
+    BlockType::IQ4_NL,
+    BlockType::IQ4_XS,
+    BlockType::MXFP4,
+];
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// `n` rows of `k` weights of `ty`: random bits, with scales that are finite.
+fn weights(ty: BlockType, n: usize, k: usize, random: &mut Random) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while bytes.len() < n * k / ty.block_len() * ty.block_bytes() {
+        if ty == BlockType::F32 {
+            bytes.extend(random.float().to_le_bytes());
+            continue;
+        }
+        let mut block: Vec<u8> = (0..ty.block_bytes()).map(|_| random.next() as u8).collect();
+        if ty == BlockType::MXFP4 {
+            block[0] = 120 + block[0] % 8;
+        } else {
+            // Halves and bfloat16s with a small exponent wherever a scale may stand.
+            let places: &[usize] = match ty {
+                BlockType::Q2_K => &[80, 82],
+                BlockType::Q3_K => &[108],
+                BlockType::Q6_K => &[208],
+                BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4_K | BlockType::Q5_K => &[0, 2],
+                _ => &[0],
+            };
+            for &p in places {
+                block[p + 1] = match ty {
+                    BlockType::BF16 => 0x3c + block[p + 1] % 3,
+                    _ => 0x20 + block[p + 1] % 8 + (block[p + 1] & 0x80),
+                };
+            }
+        }
+        bytes.extend(block);
+    }
+    bytes
+}
+
+fn packed(ty: BlockType, n: usize, k: usize, bytes: &[u8]) -> Packed {
+    let rows = Rows { ty, n, k, bytes };
+    Packed::new(rows, &Pool::new(1), &|_| {}).unwrap_or_else(|e| panic!("{}: {e}", ty.name()))
+}
+
+fn shapes(ty: BlockType) -> Vec<(usize, usize, usize)> {
+    let k = ty.block_len().max(if ty.block_len() == 1 { 1 } else { 32 });
+    let mut shapes = vec![(1, 16, 2 * k), (3, 17, k), (5, 100, 3 * k), (33, 48, k)];
+    if ty.block_len() == 1 {
+        shapes.extend([(7, 5, 1), (16, 96, 77), (2, 64, 300)]);
+    }
+    shapes
+}
+
+#[test]
+fn rows_come_back_as_they_went_in() {
+    let mut random = Random(1);
+    for ty in TYPES {
+        for (_, n, k) in shapes(ty) {
+            let bytes = weights(ty, n, k, &mut random);
+            let w = packed(ty, n, k, &bytes);
+            let row_bytes = bytes.len() / n;
+            for isa in Isa::available() {
+                for r in 0..n {
+                    let (mut got, mut want) = (vec![0.0; k], vec![0.0; k]);
+                    w.row(isa, r, &mut got);
+                    blocks::dequantize(ty, &bytes[r * row_bytes..(r + 1) * row_bytes], &mut want);
+                    assert_eq!(got, want, "{} {isa:?} row {r}", ty.name());
+                }
+            }
+        }
+    }
+}
+
+/// The product in f64, and the sum of magnitudes that bounds its rounding.
+fn oracle(x: &[f32], w: &[f32], m: usize, n: usize, k: usize) -> Vec<(f64, f64)> {
+    (0..m * n)
+        .map(|i| {
+            let terms = (0..k).map(|j| f64::from(x[i / n * k + j]) * f64::from(w[i % n * k + j]));
+            terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()))
+        })
+        .collect()
+}
+
+#[test]
+fn products_agree_with_f64_and_with_each_other() {
+    let mut random = Random(2);
+    for ty in TYPES {
+        for (m, n, k) in shapes(ty) {
+            let bytes = weights(ty, n, k, &mut random);
+            let w = packed(ty, n, k, &bytes);
+            let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
+            let mut dense = vec![0.0; n * k];
+            blocks::dequantize(ty, &bytes, &mut dense);
+            let want = oracle(&x, &dense, m, n, k);
+            let mut first: Option<(Vec<f32>, Vec<f32>)> = None;
+            for isa in Isa::available() {
+                for threads in [1, 2] {
+                    let pool = Pool::new(threads);
+                    let mut exact = vec![f32::NAN; m * n];
+                    product_f32(isa, &pool, &FloatRows::new(&x, k), &w, &mut exact);
+                    let mut fast = exact.clone();
+                    if w.layout.is_quantised() {
+                        product_i8(isa, &pool, &ByteRows::new(isa, &pool, &x, k), &w, &mut fast);
+                    }
+                    for (i, (want, size)) in want.iter().enumerate() {
+                        let case = format!("{} {isa:?} {m}x{n}x{k} [{i}]", ty.name());
+                        let error = (f64::from(exact[i]) - want).abs();
+                        assert!(
+                            error <= size * 1e-6 * (k as f64).sqrt() + 1e-30,
+                            "{case}: {error}"
+                        );
+                        // Half a step of 1/127 of the block's largest value, at most 1.
+                        let error = (f64::from(fast[i]) - want).abs();
+                        let sum: f64 =
+                            dense[i % n * k..][..k].iter().map(|w| f64::from(w.abs())).sum();
+                        assert!(error <= sum / 254.0 * 1.01 + size * 1e-5, "{case} fast: {error}");
+                    }
+                    match &first {
+                        None => first = Some((exact, fast)),
+                        Some(first) => {
+                            let bits =
+                                |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                            assert_eq!(bits(&exact), bits(&first.0), "{} {isa:?}", ty.name());
+                            assert_eq!(bits(&fast), bits(&first.1), "{} {isa:?} fast", ty.name());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_neighbours() {
+    let mut random = Random(3);
+    let (m, n, k) = (39, 40, 512);
+    for ty in TYPES {
+        let bytes = weights(ty, n, k, &mut random);
+        let w = packed(ty, n, k, &bytes);
+        let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
+        let pool = Pool::new(2);
+        for isa in Isa::available() {
+            let run = |x: &[f32]| {
+                let (mut exact, mut fast) =
+                    (vec![0.0; x.len() / k * n], vec![0.0; x.len() / k * n]);
+                product_f32(isa, &pool, &FloatRows::new(x, k), &w, &mut exact);
+                if w.layout.is_quantised() {
+                    product_i8(isa, &pool, &ByteRows::new(isa, &pool, x, k), &w, &mut fast);
+                }
+                (exact, fast)
+            };
+            let together = run(&x);
+            for row in 0..m {
+                let alone = run(&x[row * k..(row + 1) * k]);
+                assert_eq!(alone.0, together.0[row * n..(row + 1) * n], "{} {isa:?}", ty.name());
+                assert_eq!(alone.1, together.1[row * n..(row + 1) * n], "{} {isa:?}", ty.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_weights_are_refused() {
+    for ty in TYPES {
+        let mut bytes = weights(ty, 20, 256, &mut Random(4));
+        let row = bytes.len() / 20;
+        let rows = Rows { ty, n: 20, k: 256, bytes: &bytes[1..] };
+        assert!(Packed::new(rows, &Pool::new(1), &|_| {}).is_err(), "{}", ty.name());
+        if ty == BlockType::MXFP4 {
+            continue; // its exponent has no infinity that GGML gives a meaning to
+        }
+        let place = match ty {
+            BlockType::Q2_K => 80,
+            BlockType::Q3_K => 108,
+            BlockType::Q6_K => 208,
+            BlockType::F32 => 2,
+            _ => 0,
+        };
+        bytes[17 * row + place] = 0xff;
+        bytes[17 * row + place + 1] = 0x7f;
+        let rows = Rows { ty, n: 20, k: 256, bytes: &bytes };
+        let error = Packed::new(rows, &Pool::new(2), &|_| {}).err().map(|e| e.to_string());
+        assert!(error.is_some_and(|e| e.contains("row 17")), "{}", ty.name());
+    }
+}

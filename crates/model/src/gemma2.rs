@@ -1,0 +1,160 @@
+//! Gemma 2: 2B, 9B, 27B, ShieldGemma (<https://arxiv.org/abs/2408.00118>). Reference: transformers
+//! `models/gemma2/modeling_gemma2.py`.
+//!
+//! Sandwich norms, local and global layers in turn, soft caps on scores and logits.
+
+use crate::load::{NormOffset, Weights};
+use crate::settings::{self, Settings};
+use crate::{Info, Model};
+use lapidary_formats::Result;
+use lapidary_ops::{
+    Activation, AttentionSpec, KvCache, KvLayout, Linear, Ops, Rope, RopePairs, Rows, Tensor,
+    Vector,
+};
+
+struct Gemma2 {
+    info: Info,
+    eps: f32,
+    act: Activation,
+    rope: Rope,
+    /// `[vocab, width]`, also the output projection.
+    embedding: Linear,
+    layers: Vec<Layer>,
+    norm: Vector,
+    softcap: Option<f32>,
+}
+
+struct Layer {
+    attention: AttentionSpec,
+    input_norm: Vector,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    post_attention_norm: Vector,
+    pre_ffn_norm: Vector,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    post_ffn_norm: Vector,
+}
+
+pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
+    s.require_flag("attention_bias", false)?;
+    let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
+    let count = s.count("num_hidden_layers", "block_count", settings::LAYERS)?;
+    let ffn = s.count("intermediate_size", "feed_forward_length", settings::WIDTH)?;
+    let (heads, kv_heads) = s.heads()?;
+    let head_dim = s.head_dim(width, heads)?;
+    let (base, divisor) = s.rope(("rope_theta", "rope.freq_base"), None, 1e4)?;
+    let softcap = s.opt_positive("attn_logit_softcapping", "attn_logit_softcapping")?;
+    let scale = match s.opt_positive("query_pre_attn_scalar", "")? {
+        Some(scalar) => scalar.powf(-0.5),
+        // GGUF has no key for it; the 27B model alone differs (144 = width / heads).
+        None if count == 46 => ((width / heads) as f32).powf(-0.5),
+        None => (head_dim as f32).powf(-0.5),
+    };
+    // Even layers are local, where the file doesn't say otherwise.
+    let window = s.count("sliding_window", "attention.sliding_window", settings::CONTEXT)?;
+    let local = s.layer_types(count)?.unwrap_or_else(|| (0..count).map(|i| i % 2 == 0).collect());
+    let windows: Vec<Option<usize>> = local.into_iter().map(|l| l.then_some(window)).collect();
+
+    w.set_prefix(&["model.", ""], "embed_tokens.weight");
+    w.ignore(&["lm_head.weight", "rotary_emb.inv_freq"]);
+    let vocab = match s.hf() {
+        Some(_) => s.count("vocab_size", "", settings::VOCAB)?,
+        None => w.rows("", "token_embd.weight")?,
+    };
+    let embedding = w.linear("embed_tokens", "token_embd", [vocab, width])?;
+    let norm = w.norm("norm", "output_norm", width, NormOffset::OneInHf)?;
+    let layers = (windows.iter().enumerate())
+        .map(|(i, &window)| {
+            let hf = |name: &str| format!("layers.{i}.{name}");
+            let gguf = |name: &str| format!("blk.{i}.{name}");
+            let mut norm = |h: &str, g: &str| w.norm(&hf(h), &gguf(g), width, NormOffset::OneInHf);
+            let input_norm = norm("input_layernorm", "attn_norm")?;
+            let post_attention_norm = norm("post_attention_layernorm", "post_attention_norm")?;
+            let pre_ffn_norm = norm("pre_feedforward_layernorm", "ffn_norm")?;
+            let post_ffn_norm = norm("post_feedforward_layernorm", "post_ffw_norm")?;
+            let mut linear = |h: &str, g: &str, shape| w.linear(&hf(h), &gguf(g), shape);
+            Ok(Layer {
+                attention: AttentionSpec { heads, kv_heads, head_dim, scale, window, softcap },
+                input_norm,
+                q: linear("self_attn.q_proj", "attn_q", [heads * head_dim, width])?,
+                k: linear("self_attn.k_proj", "attn_k", [kv_heads * head_dim, width])?,
+                v: linear("self_attn.v_proj", "attn_v", [kv_heads * head_dim, width])?,
+                o: linear("self_attn.o_proj", "attn_output", [width, heads * head_dim])?,
+                post_attention_norm,
+                pre_ffn_norm,
+                gate: linear("mlp.gate_proj", "ffn_gate", [ffn, width])?,
+                up: linear("mlp.up_proj", "ffn_up", [ffn, width])?,
+                down: linear("mlp.down_proj", "ffn_down", [width, ffn])?,
+                post_ffn_norm,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Box::new(Gemma2 {
+        info: Info {
+            family: "gemma2",
+            vocab,
+            layers: count,
+            width,
+            context: s
+                .opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?
+                .unwrap_or(8192),
+            kv: KvLayout::new(kv_heads, head_dim, &windows),
+        },
+        eps: s.opt_positive("rms_norm_eps", "attention.layer_norm_rms_epsilon")?.unwrap_or(1e-6),
+        act: s.activation(&["hidden_activation", "hidden_act"], Activation::GeluTanh)?,
+        rope: Rope::new(base, head_dim, divisor, RopePairs::Halves),
+        embedding,
+        layers,
+        norm,
+        softcap: s.opt_positive("final_logit_softcapping", "final_logit_softcapping")?,
+    }))
+}
+
+impl Model for Gemma2 {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn embed(&self, ops: &mut dyn Ops, rows: &Rows) -> Tensor {
+        ops.embed(&self.embedding.weight, &rows.ids, (self.info.width as f32).sqrt())
+    }
+
+    fn block(
+        &self,
+        layer: usize,
+        ops: &mut dyn Ops,
+        x: Tensor,
+        rows: &Rows,
+        cache: &mut KvCache,
+    ) -> Tensor {
+        let l = &self.layers[layer];
+        let h = ops.rms_norm(&x, &l.input_norm, self.eps);
+        let (q, k, v) = (ops.linear(&h, &l.q), ops.linear(&h, &l.k), ops.linear(&h, &l.v));
+        let (q, k) = (ops.rope(q, &self.rope, rows), ops.rope(k, &self.rope, rows));
+        let h = ops.attend(&q, &k, &v, &l.attention, layer, rows, cache);
+        let h = ops.linear(&h, &l.o);
+        let h = ops.rms_norm(&h, &l.post_attention_norm, self.eps);
+        let x = ops.add(x, &h);
+
+        let h = ops.rms_norm(&x, &l.pre_ffn_norm, self.eps);
+        let (gate, up) = (ops.linear(&h, &l.gate), ops.linear(&h, &l.up));
+        let h = ops.gated(gate, &up, self.act);
+        let h = ops.linear(&h, &l.down);
+        let h = ops.rms_norm(&h, &l.post_ffn_norm, self.eps);
+        ops.add(x, &h)
+    }
+
+    fn head(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
+        let x = ops.rms_norm(x, &self.norm, self.eps);
+        ops.probe("final", &x);
+        let logits = ops.linear(&x, &self.embedding);
+        match self.softcap {
+            Some(cap) => ops.softcap(logits, cap),
+            None => logits,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Llama 2: 7B, 13B (multi-head), 70B (grouped heads) (<https://arxiv.org/abs/2307.09288>).
+//! Reference: transformers `models/llama/modeling_llama.py`.
+
+use crate::load::{NormOffset, Weights};
+use crate::settings::{self, Settings};
+use crate::{Info, Model};
+use lapidary_formats::Result;
+use lapidary_ops::{
+    Activation, AttentionSpec, KvCache, KvLayout, Linear, Ops, Rope, RopePairs, Rows, Tensor,
+    Vector, Weight,
+};
+
+struct Llama {
+    info: Info,
+    eps: f32,
+    act: Activation,
+    attention: AttentionSpec,
+    rope: Rope,
+    /// `[vocab, width]`
+    embedding: Weight,
+    layers: Vec<Layer>,
+    norm: Vector,
+    /// `[vocab, width]`
+    output: Linear,
+}
+
+struct Layer {
+    input_norm: Vector,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    post_attention_norm: Vector,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
+    s.require_flag("attention_bias", false)?;
+    s.require_flag("mlp_bias", false)?;
+    let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
+    let count = s.count("num_hidden_layers", "block_count", settings::LAYERS)?;
+    let ffn = s.count("intermediate_size", "feed_forward_length", settings::WIDTH)?;
+    let (heads, kv_heads) = s.heads()?;
+    let head_dim = s.head_dim(width, heads)?;
+    let (base, divisor) = s.rope(("rope_theta", "rope.freq_base"), None, 1e4)?;
+    let scale = (head_dim as f32).powf(-0.5);
+    // llama.cpp's converter reorders the rows of the query and key projections.
+    let pairs = if w.is_gguf() { RopePairs::Adjacent } else { RopePairs::Halves };
+
+    w.set_prefix(&["model.", ""], "embed_tokens.weight");
+    w.ignore(&["rotary_emb.inv_freq", "rope_freqs.weight"]);
+    let vocab = match s.hf() {
+        Some(_) => s.count("vocab_size", "", settings::VOCAB)?,
+        None => w.rows("", "token_embd.weight")?,
+    };
+    let (embedding, output) = if w.has_output() {
+        let output = w.output([vocab, width])?;
+        (w.table("embed_tokens", "token_embd", [vocab, width])?, output)
+    } else {
+        let tied = w.linear("embed_tokens", "token_embd", [vocab, width])?;
+        (tied.weight.clone(), tied)
+    };
+    let norm = w.norm("norm", "output_norm", width, NormOffset::Zero)?;
+    let layers = (0..count)
+        .map(|i| {
+            let hf = |name: &str| format!("layers.{i}.{name}");
+            let gguf = |name: &str| format!("blk.{i}.{name}");
+            let mut norm = |h: &str, g: &str| w.norm(&hf(h), &gguf(g), width, NormOffset::Zero);
+            let input_norm = norm("input_layernorm", "attn_norm")?;
+            let post_attention_norm = norm("post_attention_layernorm", "ffn_norm")?;
+            let mut linear = |h: &str, g: &str, shape| w.linear(&hf(h), &gguf(g), shape);
+            Ok(Layer {
+                input_norm,
+                q: linear("self_attn.q_proj", "attn_q", [heads * head_dim, width])?,
+                k: linear("self_attn.k_proj", "attn_k", [kv_heads * head_dim, width])?,
+                v: linear("self_attn.v_proj", "attn_v", [kv_heads * head_dim, width])?,
+                o: linear("self_attn.o_proj", "attn_output", [width, heads * head_dim])?,
+                post_attention_norm,
+                gate: linear("mlp.gate_proj", "ffn_gate", [ffn, width])?,
+                up: linear("mlp.up_proj", "ffn_up", [ffn, width])?,
+                down: linear("mlp.down_proj", "ffn_down", [width, ffn])?,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Box::new(Llama {
+        info: Info {
+            family: "llama",
+            vocab,
+            layers: count,
+            width,
+            context: s
+                .opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?
+                .unwrap_or(4096),
+            kv: KvLayout::new(kv_heads, head_dim, &vec![None; count]),
+        },
+        eps: s.positive("rms_norm_eps", "attention.layer_norm_rms_epsilon")?,
+        act: s.activation(&["hidden_act"], Activation::Silu)?,
+        attention: AttentionSpec { heads, kv_heads, head_dim, scale, window: None, softcap: None },
+        rope: Rope::new(base, head_dim, divisor, pairs),
+        embedding,
+        layers,
+        norm,
+        output,
+    }))
+}
+
+impl Model for Llama {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn embed(&self, ops: &mut dyn Ops, rows: &Rows) -> Tensor {
+        ops.embed(&self.embedding, &rows.ids, 1.0)
+    }
+
+    fn block(
+        &self,
+        layer: usize,
+        ops: &mut dyn Ops,
+        x: Tensor,
+        rows: &Rows,
+        cache: &mut KvCache,
+    ) -> Tensor {
+        let l = &self.layers[layer];
+        let h = ops.rms_norm(&x, &l.input_norm, self.eps);
+        let (q, k, v) = (ops.linear(&h, &l.q), ops.linear(&h, &l.k), ops.linear(&h, &l.v));
+        let (q, k) = (ops.rope(q, &self.rope, rows), ops.rope(k, &self.rope, rows));
+        let h = ops.attend(&q, &k, &v, &self.attention, layer, rows, cache);
+        let h = ops.linear(&h, &l.o);
+        let x = ops.add(x, &h);
+
+        let h = ops.rms_norm(&x, &l.post_attention_norm, self.eps);
+        let (gate, up) = (ops.linear(&h, &l.gate), ops.linear(&h, &l.up));
+        let h = ops.gated(gate, &up, self.act);
+        let h = ops.linear(&h, &l.down);
+        ops.add(x, &h)
+    }
+
+    fn head(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
+        let x = ops.rms_norm(x, &self.norm, self.eps);
+        ops.probe("final", &x);
+        ops.linear(&x, &self.output)
+    }
+}

@@ -1,0 +1,275 @@
+//! Weights by name, checked for shape and type, onto a device.
+
+use lapidary_formats::checkpoint::{Checkpoint, Source};
+use lapidary_formats::{Bytes, DType, Result, TensorView};
+use lapidary_ops::{BlockType, Linear, Ops, RawMatrix, Vector, Weight, blocks};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// What a checkpoint's norm weights leave out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormOffset {
+    /// The weight is the factor.
+    Zero,
+    /// The factor is 1 + weight in Hugging Face files (Gemma 1 to 3); GGUF stores the sum.
+    OneInHf,
+}
+
+/// A checkpoint's tensors on their way to a device.
+pub struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    ops: &'a mut dyn Ops,
+    prefix: String,
+    taken: HashSet<String>,
+    ignored: Vec<&'static str>,
+    step_bytes: usize,
+    slow: Vec<&'static str>,
+}
+
+/// The types that products read as they are; the others are repacked to 12 bits a weight.
+const DIRECT: [BlockType; 8] = [
+    BlockType::F32,
+    BlockType::F16,
+    BlockType::BF16,
+    BlockType::Q8_0,
+    BlockType::Q4_0,
+    BlockType::Q4_K,
+    BlockType::Q5_K,
+    BlockType::Q6_K,
+];
+
+impl<'a> Weights<'a> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, ops: &'a mut dyn Ops) -> Self {
+        Self {
+            checkpoint,
+            ops,
+            prefix: String::new(),
+            taken: HashSet::new(),
+            ignored: Vec::new(),
+            step_bytes: 0,
+            slow: Vec::new(),
+        }
+    }
+
+    /// Whether the names are those of GGUF.
+    pub fn is_gguf(&self) -> bool {
+        matches!(self.checkpoint.source(), Source::Gguf(_))
+    }
+
+    /// Picks the prefix of Hugging Face names: the first under which `probe` is found.
+    pub fn set_prefix(&mut self, candidates: &[&str], probe: &str) {
+        let found = (candidates.iter()).find(|p| self.checkpoint.get(&format!("{p}{probe}")).is_some());
+        self.prefix = found.or(candidates.first()).map_or(String::new(), |p| (*p).to_owned());
+    }
+
+    /// Names of tensors (parts of them) that are there for good reason and not used.
+    pub fn ignore(&mut self, parts: &[&'static str]) {
+        self.ignored.extend(parts);
+    }
+
+    fn name(&self, hf: &str, gguf: &str) -> String {
+        if self.is_gguf() { gguf.to_owned() } else { format!("{}{hf}", self.prefix) }
+    }
+
+    fn view(&mut self, name: &str) -> Result<TensorView> {
+        let view = self.checkpoint.tensor(name)?;
+        self.taken.insert(name.to_owned());
+        Ok(view)
+    }
+
+    /// Whether a tensor is there.
+    pub fn has(&self, hf: &str, gguf: &str) -> bool {
+        self.checkpoint.get(&self.name(hf, gguf)).is_some()
+    }
+
+    /// Rows of a matrix whose height the settings don't tell.
+    pub fn rows(&self, hf: &str, gguf: &str) -> Result<usize> {
+        Ok(self.checkpoint.tensor(&self.name(hf, gguf))?.shape.first().copied().unwrap_or(0))
+    }
+
+    /// The matrix `hf`.weight or `gguf`.weight of shape `[n, k]`, for products.
+    pub fn matrix(&mut self, hf: &str, gguf: &str, shape: [usize; 2]) -> Result<Weight> {
+        let view = self.view(&self.name(&format!("{hf}.weight"), &format!("{gguf}.weight")))?;
+        view.expect_shape(&shape)?;
+        self.upload(&view, view.bytes.clone(), shape)
+    }
+
+    fn upload(&mut self, view: &TensorView, bytes: Bytes, [n, k]: [usize; 2]) -> Result<Weight> {
+        let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
+        if !DIRECT.contains(&ty) && !self.slow.contains(&ty.name()) {
+            self.slow.push(ty.name());
+        }
+        let done = |range| {
+            if let Some(part) = bytes.slice(range) {
+                part.advise_dontneed();
+            }
+        };
+        let raw = RawMatrix { ty, n, k, bytes: Arc::new(bytes.clone()), done: &done };
+        let weight = self.ops.matrix(raw).map_err(|e| view.wrong(e))?;
+        self.step_bytes += weight.bytes();
+        Ok(weight)
+    }
+
+    /// Whether the checkpoint has an output projection of its own.
+    pub fn has_output(&self) -> bool {
+        let name = if self.is_gguf() { "output.weight" } else { "lm_head.weight" };
+        self.checkpoint.get(name).is_some()
+    }
+
+    /// That projection, `[vocab, width]`.
+    pub fn output(&mut self, shape: [usize; 2]) -> Result<Linear> {
+        let prefix = std::mem::take(&mut self.prefix);
+        let output = self.linear("lm_head", "output", shape);
+        self.prefix = prefix;
+        output
+    }
+
+    /// A matrix of which rows are gathered and nothing else.
+    pub fn table(&mut self, hf: &str, gguf: &str, [n, k]: [usize; 2]) -> Result<Weight> {
+        let view = self.view(&self.name(&format!("{hf}.weight"), &format!("{gguf}.weight")))?;
+        view.expect_shape(&[n, k])?;
+        let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
+        let bytes = Arc::new(view.bytes.clone());
+        let raw = RawMatrix { ty, n, k, bytes, done: &|_| {} };
+        self.ops.table(raw).map_err(|e| view.wrong(e))
+    }
+
+    /// A projection without bias.
+    pub fn linear(&mut self, hf: &str, gguf: &str, shape: [usize; 2]) -> Result<Linear> {
+        Ok(Linear { weight: self.matrix(hf, gguf, shape)?, bias: None })
+    }
+
+    /// A projection with the bias that its file may have.
+    pub fn linear_bias(&mut self, hf: &str, gguf: &str, shape: [usize; 2]) -> Result<Linear> {
+        let weight = self.matrix(hf, gguf, shape)?;
+        let has = self.has(&format!("{hf}.bias"), &format!("{gguf}.bias"));
+        let bias = has.then(|| self.bias(hf, gguf, shape[0])).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
+    /// Outputs `part * n .. (part + 1) * n` of a projection of `parts * n`, with its bias. In
+    /// Hugging Face files the matrix is stored `[k, parts * n]` (GPT-2's Conv1D).
+    pub fn conv1d(
+        &mut self,
+        hf: &str,
+        gguf: &str,
+        [n, k]: [usize; 2],
+        (part, parts): (usize, usize),
+    ) -> Result<Linear> {
+        let view = self.view(&self.name(&format!("{hf}.weight"), &format!("{gguf}.weight")))?;
+        let bytes = if self.is_gguf() {
+            view.expect_shape(&[parts * n, k])?;
+            let size = view.bytes.len() / parts;
+            view.bytes.slice(part * size..(part + 1) * size)
+        } else {
+            view.expect_shape(&[k, parts * n])?;
+            let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
+            let size = ty.block_bytes();
+            (ty.block_len() == 1).then(|| {
+                Bytes::from(transpose(&view.bytes, size, parts * n, part * n..(part + 1) * n))
+            })
+        };
+        let bytes = bytes.ok_or_else(|| view.wrong("this type can't be cut in parts"))?;
+        let weight = self.upload(&view, bytes, [n, k])?;
+        let all = self.bias(hf, gguf, parts * n)?;
+        let bias = Vector::new(all.values()[part * n..(part + 1) * n].to_vec());
+        Ok(Linear { weight, bias: Some(bias) })
+    }
+
+    fn bias(&mut self, hf: &str, gguf: &str, n: usize) -> Result<Vector> {
+        self.vector(&format!("{hf}.bias"), &format!("{gguf}.bias"), n)
+    }
+
+    /// A vector of `len`, by its whole name.
+    pub fn vector(&mut self, hf: &str, gguf: &str, len: usize) -> Result<Vector> {
+        let view = self.view(&self.name(hf, gguf))?;
+        view.expect_shape(&[len])?;
+        let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
+        if ty.block_len() != 1 {
+            return Err(view.wrong(format!("{} where F32, F16 or BF16 was expected", ty.name())));
+        }
+        let mut values = vec![0.0; len];
+        blocks::dequantize(ty, &view.bytes, &mut values);
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(i) => Err(view.wrong(format!("element {i} is {}", values[i]))),
+            None => Ok(Vector::new(values)),
+        }
+    }
+
+    /// The factor of an RMSNorm, `hf`.weight or `gguf`.weight.
+    pub fn norm(&mut self, hf: &str, gguf: &str, len: usize, offset: NormOffset) -> Result<Vector> {
+        let v = self.vector(&format!("{hf}.weight"), &format!("{gguf}.weight"), len)?;
+        Ok(if offset == NormOffset::OneInHf && !self.is_gguf() {
+            Vector::new(v.values().iter().map(|w| 1.0 + w).collect())
+        } else {
+            v
+        })
+    }
+
+    /// Weight and bias of a LayerNorm.
+    pub fn layer_norm(&mut self, hf: &str, gguf: &str, len: usize) -> Result<(Vector, Vector)> {
+        let weight = self.vector(&format!("{hf}.weight"), &format!("{gguf}.weight"), len)?;
+        Ok((weight, self.bias(hf, gguf, len)?))
+    }
+
+    /// Bytes that a step reads, and what the user should be told.
+    pub(crate) fn finish(self) -> (usize, Vec<String>) {
+        let unused: Vec<&str> = (self.checkpoint.tensors())
+            .map(|t| &*t.name)
+            .filter(|name| !self.taken.contains(*name))
+            .filter(|name| !self.ignored.iter().any(|part| name.contains(part)))
+            .collect();
+        let mut notes = Vec::new();
+        if let Some(first) = unused.first() {
+            let rest = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
+            notes.push(format!("not used by this family: tensor {first}{rest}"));
+        }
+        if !self.slow.is_empty() {
+            let types = self.slow.join(", ");
+            notes.push(format!("{types} weights take the slower path, repacked to 12 bits a weight"));
+        }
+        (self.step_bytes, notes)
+    }
+}
+
+/// Columns `columns` of a `[rows, width]` matrix of elements of `size` bytes, as rows.
+fn transpose(bytes: &[u8], size: usize, width: usize, columns: std::ops::Range<usize>) -> Vec<u8> {
+    let rows = bytes.len() / (width * size);
+    let mut out = vec![0; columns.len() * rows * size];
+    // Bands of rows, so that what is written stays in cache.
+    for band in (0..rows).step_by(64) {
+        for (i, column) in columns.clone().enumerate() {
+            for row in band..(band + 64).min(rows) {
+                let (to, from) = ((i * rows + row) * size, (row * width + column) * size);
+                out[to..to + size].copy_from_slice(&bytes[from..from + size]);
+            }
+        }
+    }
+    out
+}
+
+/// The kernels' name of a file's type.
+///
+/// # Errors
+/// For types that are no weights.
+pub fn block_type(dtype: DType) -> std::result::Result<BlockType, String> {
+    Ok(match dtype {
+        DType::F32 => BlockType::F32,
+        DType::F16 => BlockType::F16,
+        DType::BF16 => BlockType::BF16,
+        DType::Q8_0 => BlockType::Q8_0,
+        DType::Q4_0 => BlockType::Q4_0,
+        DType::Q4_1 => BlockType::Q4_1,
+        DType::Q5_0 => BlockType::Q5_0,
+        DType::Q5_1 => BlockType::Q5_1,
+        DType::Q2_K => BlockType::Q2_K,
+        DType::Q3_K => BlockType::Q3_K,
+        DType::Q4_K => BlockType::Q4_K,
+        DType::Q5_K => BlockType::Q5_K,
+        DType::Q6_K => BlockType::Q6_K,
+        DType::IQ4_NL => BlockType::IQ4_NL,
+        DType::IQ4_XS => BlockType::IQ4_XS,
+        DType::MXFP4 => BlockType::MXFP4,
+        other => return Err(format!("{} is not a type of weights", other.name())),
+    })
+}

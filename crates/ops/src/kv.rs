@@ -1,0 +1,126 @@
+//! What a batch consists of, and the cache of keys and values that it reads and writes.
+
+use lapidary_kernels::{KV_BLOCK, KvLayer, KvType, OutOfMemory};
+use std::ops::Range;
+
+/// One layer's place in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvLayerShape {
+    /// KV heads.
+    pub heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Which block table its blocks are found by: index into [`KvLayout::groups`].
+    pub group: usize,
+}
+
+/// What a model keeps for each token: its layers, in groups that see equally far back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Every layer with a cache.
+    pub layers: Vec<KvLayerShape>,
+    /// For each group how many positions a row sees, its own included; `None`: all.
+    pub groups: Vec<Option<usize>>,
+}
+
+impl KvLayout {
+    /// Layers of one shape whose windows are given one by one.
+    pub fn new(heads: usize, head_dim: usize, windows: &[Option<usize>]) -> Self {
+        let mut groups: Vec<Option<usize>> = Vec::new();
+        let layers = (windows.iter())
+            .map(|w| {
+                let found = groups.iter().position(|g| g == w);
+                let group = found.unwrap_or_else(|| {
+                    groups.push(*w);
+                    groups.len() - 1
+                });
+                KvLayerShape { heads, head_dim, group }
+            })
+            .collect();
+        Self { layers, groups }
+    }
+
+    /// Bytes of a block of 32 positions in all the layers of `group`.
+    pub fn block_bytes(&self, group: usize, ty: KvType) -> usize {
+        (self.layers.iter())
+            .filter(|l| l.group == group)
+            .map(|l| 2 * KV_BLOCK * l.heads * l.head_dim * ty.bytes())
+            .sum()
+    }
+
+    /// Blocks of `group` that a sequence of `tokens` holds at most, when it is extended by chunks
+    /// of `chunk` tokens.
+    pub fn blocks(&self, group: usize, tokens: usize, chunk: usize) -> usize {
+        let all = tokens.div_ceil(KV_BLOCK);
+        // A window may begin and end inside a block.
+        self.groups[group].map_or(all, |w| all.min((w + chunk).div_ceil(KV_BLOCK) + 1))
+    }
+
+    /// Bytes that one sequence of `tokens` needs.
+    pub fn bytes(&self, tokens: usize, chunk: usize, ty: KvType) -> usize {
+        (0..self.groups.len())
+            .map(|g| self.blocks(g, tokens, chunk) * self.block_bytes(g, ty))
+            .sum()
+    }
+}
+
+/// Keys and values of all layers; sequences find their blocks through tables that the engine keeps.
+pub struct KvCache {
+    pub(crate) layers: Vec<KvLayer>,
+    /// What it was made for.
+    pub layout: KvLayout,
+}
+
+impl KvCache {
+    /// An empty cache.
+    pub fn new(layout: &KvLayout, ty: KvType) -> Self {
+        let layers = layout.layers.iter().map(|l| KvLayer::new(l.heads, l.head_dim, ty)).collect();
+        Self { layers, layout: layout.clone() }
+    }
+
+    /// Makes sure that blocks `0..count` of `group` exist.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn grow(&mut self, group: usize, count: usize) -> Result<(), OutOfMemory> {
+        for (layer, shape) in self.layers.iter_mut().zip(&self.layout.layers) {
+            if shape.group == group {
+                layer.grow(count)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(KvLayer::bytes).sum()
+    }
+}
+
+/// Consecutive tokens of one sequence in a batch.
+#[derive(Debug, Clone)]
+pub struct Span {
+    /// Rows of the batch.
+    pub rows: Range<usize>,
+    /// Position of the first of them.
+    pub position: usize,
+    /// For each group of the layout: the physical block of each logical block (those out of sight
+    /// may hold anything).
+    pub tables: Vec<Vec<u32>>,
+}
+
+/// The rows of a batch: which token of which sequence each one is.
+#[derive(Debug, Clone, Default)]
+pub struct Rows {
+    /// Token ids, a row each.
+    pub ids: Vec<u32>,
+    /// The sequences' parts, in the order of their rows, without gaps.
+    pub spans: Vec<Span>,
+}
+
+impl Rows {
+    /// The position of every row.
+    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.spans.iter().flat_map(|s| (0..s.rows.len()).map(|i| s.position + i))
+    }
+}
