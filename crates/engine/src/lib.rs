@@ -1,1 +1,13 @@
-//! Placeholder.
+//! From a prompt to tokens: the sampler, the bookkeeping of cache blocks, and the loop that feeds a
+//! model.
+#![forbid(unsafe_code)]
+
+mod generate;
+
+mod sampler;
+mod session;
+
+pub use generate::{Event, Finish, Generation, Stops, generate};
+
+pub use sampler::{Sampler, Sampling, SamplingError};
+pub use session::{Limits, Session, SessionError};

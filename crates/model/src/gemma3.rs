@@ -83,16 +83,25 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         .map(|(i, &window)| {
             let hf = |name: &str| format!("layers.{i}.{name}");
             let gguf = |name: &str| format!("blk.{i}.{name}");
-            let mut norm = |h: &str, g: &str, len| w.norm(&hf(h), &gguf(g), len, NormOffset::OneInHf);
+            let mut norm =
+                |h: &str, g: &str, len| w.norm(&hf(h), &gguf(g), len, NormOffset::OneInHf);
             let input_norm = norm("input_layernorm", "attn_norm", width)?;
             let q_norm = norm("self_attn.q_norm", "attn_q_norm", head_dim)?;
             let k_norm = norm("self_attn.k_norm", "attn_k_norm", head_dim)?;
-            let post_attention_norm = norm("post_attention_layernorm", "post_attention_norm", width)?;
+            let post_attention_norm =
+                norm("post_attention_layernorm", "post_attention_norm", width)?;
             let pre_ffn_norm = norm("pre_feedforward_layernorm", "ffn_norm", width)?;
             let post_ffn_norm = norm("post_feedforward_layernorm", "post_ffw_norm", width)?;
             let mut linear = |h: &str, g: &str, shape| w.linear(&hf(h), &gguf(g), shape);
             Ok(Layer {
-                attention: AttentionSpec { heads, kv_heads, head_dim, scale, window, softcap: None },
+                attention: AttentionSpec {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    scale,
+                    window,
+                    softcap: None,
+                },
                 input_norm,
                 q: linear("self_attn.q_proj", "attn_q", [heads * head_dim, width])?,
                 k: linear("self_attn.k_proj", "attn_k", [kv_heads * head_dim, width])?,

@@ -69,7 +69,14 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
             let (q, k, v) = (qkv(0)?, qkv(1)?, qkv(2)?);
             let kv_heads = heads;
             Ok(Layer {
-                attention: AttentionSpec { heads, kv_heads, head_dim, scale, window, softcap: None },
+                attention: AttentionSpec {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    scale,
+                    window,
+                    softcap: None,
+                },
                 q,
                 k,
                 v,

@@ -11,11 +11,10 @@ mod llama;
 mod load;
 mod settings;
 
-use lapidary_formats::checkpoint::Checkpoint;
-use lapidary_formats::Result;
+use lapidary_formats::{Checkpoint, Result};
 use lapidary_ops::{KvCache, KvLayout, Ops, Rows, Tensor};
-pub use load::block_type;
 use load::Weights;
+pub use load::block_type;
 pub use settings::Settings;
 
 /// What the rest of the program needs to know of a loaded model.

@@ -1,7 +1,6 @@
 //! Weights by name, checked for shape and type, onto a device.
 
-use lapidary_formats::checkpoint::{Checkpoint, Source};
-use lapidary_formats::{Bytes, DType, Result, TensorView};
+use lapidary_formats::{Bytes, Checkpoint, DType, Result, Source, TensorView};
 use lapidary_ops::{BlockType, Linear, Ops, RawMatrix, Vector, Weight, blocks};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -58,7 +57,8 @@ impl<'a> Weights<'a> {
 
     /// Picks the prefix of Hugging Face names: the first under which `probe` is found.
     pub fn set_prefix(&mut self, candidates: &[&str], probe: &str) {
-        let found = (candidates.iter()).find(|p| self.checkpoint.get(&format!("{p}{probe}")).is_some());
+        let found =
+            (candidates.iter()).find(|p| self.checkpoint.get(&format!("{p}{probe}")).is_some());
         self.prefix = found.or(candidates.first()).map_or(String::new(), |p| (*p).to_owned());
     }
 
@@ -221,12 +221,18 @@ impl<'a> Weights<'a> {
             .collect();
         let mut notes = Vec::new();
         if let Some(first) = unused.first() {
-            let rest = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
+            let rest = if unused.len() > 1 {
+                format!(" and {} more", unused.len() - 1)
+            } else {
+                String::new()
+            };
             notes.push(format!("not used by this family: tensor {first}{rest}"));
         }
         if !self.slow.is_empty() {
             let types = self.slow.join(", ");
-            notes.push(format!("{types} weights take the slower path, repacked to 12 bits a weight"));
+            notes.push(format!(
+                "{types} weights take the slower path, repacked to 12 bits a weight"
+            ));
         }
         (self.step_bytes, notes)
     }

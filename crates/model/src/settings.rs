@@ -1,9 +1,7 @@
 //! A checkpoint's settings, by their names in config.json and in GGUF metadata.
 
-use lapidary_formats::checkpoint::{Checkpoint, Source};
 use lapidary_formats::gguf::Metadata;
-use lapidary_formats::json::Config;
-use lapidary_formats::{FormatError, Result};
+use lapidary_formats::{Checkpoint, Config, FormatError, Result, Source};
 use lapidary_ops::Activation;
 use std::ops::RangeInclusive;
 
@@ -45,8 +43,8 @@ impl<'a> Settings<'a> {
     /// If it doesn't say what it is.
     pub fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
         match checkpoint.source() {
-            Source::Hf { config, .. } => {
-                let config = Config::new(checkpoint.config_file(), config)?;
+            Source::Hf { .. } => {
+                let config = checkpoint.config().unwrap_or_else(|| unreachable!("a directory"))?;
                 let architecture = config.str("model_type")?;
                 let text = config.opt_object("text_config")?.unwrap_or(config);
                 Ok(Settings::Hf { text, architecture })
@@ -107,7 +105,7 @@ impl<'a> Settings<'a> {
         let key = self.key(hf, gguf);
         let found = match self {
             Settings::Hf { text, .. } => text.opt_usize(&key)?,
-            Settings::Gguf { metadata, .. } => metadata.opt_usize(&key)?,
+            Settings::Gguf { metadata, .. } => metadata.opt_u64(&key)?.map(|n| n as usize),
         };
         match found {
             Some(n) if !bounds.contains(&n) => {
@@ -164,7 +162,8 @@ impl<'a> Settings<'a> {
         let values = self.opt_count("head_dim", "attention.value_length", HEAD_DIM)?;
         let dim = dim.unwrap_or(width / heads);
         if dim == 0 || !dim.is_multiple_of(2) || values.is_some_and(|v| v != dim) {
-            let problem = format!("heads of {dim} (values of {values:?}): an even size was expected");
+            let problem =
+                format!("heads of {dim} (values of {values:?}): an even size was expected");
             return Err(self.error(&key, problem));
         }
         Ok(dim)
@@ -208,7 +207,9 @@ impl<'a> Settings<'a> {
             _ => Err(self.error("layer_types", format!("{kind} is no kind of layer known here"))),
         };
         match kinds.as_array() {
-            Some(all) if all.len() == count => all.iter().map(parse).collect::<Result<_>>().map(Some),
+            Some(all) if all.len() == count => {
+                all.iter().map(parse).collect::<Result<_>>().map(Some)
+            }
             _ => Err(self.error("layer_types", format!("an array of {count} names was expected"))),
         }
     }
@@ -231,13 +232,21 @@ impl<'a> Settings<'a> {
         };
         match kinds.as_array() {
             Some(all) if all.len() == count => all.iter().map(parse).collect(),
-            _ => Err(self.error("attention_layers", format!("an array of {count} names was expected"))),
+            _ => {
+                Err(self
+                    .error("attention_layers", format!("an array of {count} names was expected")))
+            }
         }
     }
 
     /// RoPE base and linear divisor of one kind of layer, as transformers 4 or 5 writes them, or
     /// GGUF. `kind` is the key of that kind in `rope_parameters` where kinds differ.
-    pub fn rope(&self, base_key: (&str, &str), kind: Option<&str>, default: f32) -> Result<(f32, f32)> {
+    pub fn rope(
+        &self,
+        base_key: (&str, &str),
+        kind: Option<&str>,
+        default: f32,
+    ) -> Result<(f32, f32)> {
         let Settings::Hf { text, .. } = self else {
             let base = self.opt_positive("", base_key.1)?.unwrap_or(default);
             return Ok((base, self.gguf_rope_divisor()?));

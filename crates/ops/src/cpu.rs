@@ -138,8 +138,7 @@ impl Cpu {
 impl Ops for Cpu {
     fn matrix(&mut self, raw: RawMatrix) -> Result<Weight, PackError> {
         let bytes = (*raw.bytes).as_ref();
-        let rows =
-            kernels::Rows { ty: raw.ty, n: raw.n, k: raw.k, bytes };
+        let rows = kernels::Rows { ty: raw.ty, n: raw.n, k: raw.k, bytes };
         Ok(Weight(Arc::new(WeightData::Packed(Packed::new(rows, &self.pool, raw.done)?))))
     }
 

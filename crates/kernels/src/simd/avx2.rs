@@ -58,10 +58,6 @@ impl Simd for Avx2 {
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
     }
     #[inline(always)]
-    unsafe fn store_f16(p: *mut u16, x: Self::F) {
-        unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<NEAREST>(x)) }
-    }
-    #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> Self::F {
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))) }
     }

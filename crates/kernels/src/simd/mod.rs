@@ -123,8 +123,6 @@ pub trait Simd: Copy + 'static {
     unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// IEEE half bits to f32, exact.
     unsafe fn load_f16(p: *const u16) -> Self::F;
-    /// f32 to half, round to nearest even.
-    unsafe fn store_f16(p: *mut u16, x: Self::F);
     /// Unsigned bytes to f32.
     unsafe fn load_u8(p: *const u8) -> Self::F;
     /// Signed bytes to f32.

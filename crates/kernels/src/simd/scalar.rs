@@ -1,7 +1,7 @@
 //! The plain twin of the vector instruction sets.
 
 use super::Simd;
-use crate::blocks::{f16_to_f32, f32_to_f16};
+use crate::blocks::f16_to_f32;
 
 const L: usize = 16;
 
@@ -55,11 +55,6 @@ impl Simd for Scalar {
         // SAFETY: the caller vouches for sixteen values at `p`.
         let v = unsafe { p.cast::<[u16; L]>().read_unaligned() };
         map(|i| f16_to_f32(v[i]))
-    }
-    #[inline(always)]
-    unsafe fn store_f16(p: *mut u16, x: Self::F) {
-        // SAFETY: the caller vouches for sixteen places at `p`.
-        unsafe { p.cast::<[u16; L]>().write_unaligned(x.map(f32_to_f16)) }
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> Self::F {
