@@ -5,6 +5,22 @@
 //! file and the field.
 #![deny(unsafe_code)]
 
+pub mod atomic;
+mod checkpoint;
+mod dtype;
 mod error;
+pub mod gguf;
+pub mod json;
+mod mapped;
+mod names;
+pub mod safetensors;
+#[cfg(test)]
+mod scratch;
+mod tensors;
 
+pub use checkpoint::{Checkpoint, Source};
+pub use dtype::{DType, ggml_type_name};
 pub use error::{FormatError, Result};
+pub use json::Config;
+pub use mapped::{Bytes, Mapped};
+pub use tensors::{TensorSpec, TensorView, TensorWriter};
