@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod atomic;
+pub mod chat;
 mod checkpoint;
 mod dtype;
 mod error;

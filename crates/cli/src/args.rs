@@ -1,0 +1,274 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// The workshop for open models.
+#[derive(Parser)]
+#[command(
+    name = "lapidary",
+    version,
+    about = "Run, chat with, inspect and measure open models: Gemma, Llama 2, GPT-2 and GPT-3's shape",
+    after_help = "Examples:\n  lapidary chat\n  lapidary run \"Once upon a time\"\n  \
+                  lapidary chat --model ~/models/gemma-3-1b-it\n  \
+                  lapidary inspect model-Q4_0.gguf"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Chat with a model in the terminal
+    Chat(ChatArgs),
+    /// Answer one prompt, from the argument or from standard input
+    Run(RunArgs),
+    /// Show what a checkpoint holds and what it needs
+    Inspect(InspectArgs),
+    /// Text to token ids, a JSON string a line in, a JSON array a line out
+    Tokenize(TokenizeArgs),
+    /// Show the prompt that a conversation becomes
+    Template(TemplateArgs),
+    /// Compute logits of given token ids into a safetensors file
+    Logits(LogitsArgs),
+    /// Measure prefill and decode speed against the machine's limits
+    Bench(BenchArgs),
+    /// Convert a checkpoint to a GGUF file of another precision
+    Quantize(QuantizeArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which model, and on what.
+#[derive(Args, Clone, Default)]
+pub struct ModelArgs {
+    /// A Hugging Face directory, a .gguf or .safetensors file, or a name such as
+    /// google/gemma-3-1b-it that is in the Hugging Face cache; without it the built-in model runs
+    #[arg(long, short, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// Threads that compute [default: one for each core]
+    #[arg(long, short, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Activations of products with quantised weights
+    #[arg(long, value_enum, default_value_t)]
+    pub precision: PrecisionArg,
+    /// Type of keys and values in the cache
+    #[arg(long, value_enum, default_value_t)]
+    pub kv: KvArg,
+    /// Tokens that fit, prompt and answer [default: the model's, at most 8192]
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
+    /// Tokens of a prompt that one pass takes
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub chunk: usize,
+    /// Instruction set [default: the best of this machine]
+    #[arg(long, value_enum, hide_short_help = true)]
+    pub isa: Option<IsaArg>,
+}
+
+/// `--precision`.
+#[derive(ValueEnum, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PrecisionArg {
+    /// 8 bits, with a scale for each 32 values
+    #[default]
+    Fast,
+    /// f32, against exactly dequantised weights
+    Exact,
+}
+
+/// `--kv`.
+#[derive(ValueEnum, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KvArg {
+    /// Half precision
+    #[default]
+    F16,
+    /// What the reference implementations compute with
+    F32,
+}
+
+/// `--isa`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
+pub enum IsaArg {
+    /// Plain Rust
+    Scalar,
+    /// AVX2, FMA, F16C
+    Avx2,
+    /// AVX-512 with VNNI
+    Avx512,
+}
+
+/// How tokens are chosen.
+#[derive(Args, Clone, Default)]
+pub struct SamplingArgs {
+    /// 0 takes the likeliest token [default: what the checkpoint recommends]
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// Only the likeliest K tokens; 0: all
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens whose probabilities reach P
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Only tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f32>,
+    /// Above 1: tokens that have occurred become less likely
+    #[arg(long, value_name = "R")]
+    pub repetition_penalty: Option<f32>,
+    /// The same seed gives the same answer [default: from the clock]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+/// `lapidary chat`.
+#[derive(Args)]
+pub struct ChatArgs {
+    /// Which model, and on what.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// How the model should behave
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Tokens of an answer at most
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub max_tokens: usize,
+}
+
+/// `lapidary run`.
+#[derive(Args)]
+pub struct RunArgs {
+    /// Which model, and on what.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// The prompt [default: standard input]
+    pub prompt: Option<String>,
+    /// How the model should behave
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "ids"])]
+    pub system: Option<String>,
+    /// Continue the text as it is, without the chat template
+    #[arg(long, conflicts_with = "ids")]
+    pub raw: bool,
+    /// Token ids instead of a prompt, as a JSON array
+    #[arg(long, value_name = "[ID,…]", conflicts_with = "prompt")]
+    pub ids: Option<String>,
+    /// Tokens of the answer at most
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_tokens: usize,
+    /// Print one JSON object: text, token ids, counts, timings, finish reason
+    #[arg(long)]
+    pub json: bool,
+    /// Go on after the tokens that end a turn
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+/// `lapidary inspect`.
+#[derive(Args)]
+pub struct InspectArgs {
+    /// The checkpoint
+    pub path: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Tokens for which the memory is computed [default: the model's context]
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
+}
+
+/// `lapidary tokenize`.
+#[derive(Args)]
+pub struct TokenizeArgs {
+    /// The checkpoint whose tokenizer is used
+    #[arg(long, short, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// The reverse: arrays of ids in, strings out
+    #[arg(long)]
+    pub decode: bool,
+    /// Turn control tokens that the text spells into control tokens
+    #[arg(long)]
+    pub special: bool,
+    /// Add the tokens that a prompt begins and ends with
+    #[arg(long)]
+    pub add_special: bool,
+}
+
+/// `lapidary template`.
+#[derive(Args)]
+pub struct TemplateArgs {
+    /// The checkpoint whose template is used
+    #[arg(long, short, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// A JSON array of {"role", "content"}
+    #[arg(long, value_name = "FILE")]
+    pub messages: PathBuf,
+    /// Leave out the beginning of the model's turn
+    #[arg(long)]
+    pub no_generation_prompt: bool,
+}
+
+/// `lapidary logits`.
+#[derive(Args)]
+pub struct LogitsArgs {
+    /// Which model, and on what.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A JSON array of arrays of token ids
+    #[arg(long, value_name = "FILE")]
+    pub tokens: PathBuf,
+    /// Where `logits.0`, `logits.1`, … go, f32 `[tokens, vocabulary]`
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// `lapidary bench`.
+#[derive(Args)]
+pub struct BenchArgs {
+    /// Which model, and on what.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens generated after it
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub generate: usize,
+    /// Tokens in the cache before the measurement
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub depth: usize,
+    /// Measurements, of which the median is printed
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub repeat: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lapidary quantize`.
+#[derive(Args)]
+pub struct QuantizeArgs {
+    /// A Hugging Face directory or a GGUF file
+    pub input: PathBuf,
+    /// The GGUF file to write
+    pub output: PathBuf,
+    /// Type of the weights: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k, …
+    #[arg(long = "type", value_name = "TYPE", default_value = "q8_0")]
+    pub ty: String,
+    /// Threads that compute [default: one for each core]
+    #[arg(long, short, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Random weights of the checkpoint's shape instead of its own, from this seed
+    #[arg(long, value_name = "SEED", hide_short_help = true)]
+    pub random: Option<u64>,
+}

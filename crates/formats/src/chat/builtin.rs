@@ -1,0 +1,104 @@
+//! Templates for checkpoints that bring none.
+
+use super::{Message, RenderOptions};
+
+/// A family's way of writing turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Builtin {
+    /// Gemma 1 to 3: `<start_of_turn>role`, a system message joined to the first user turn.
+    Gemma,
+    /// Llama 2 chat: `[INST] <<SYS>>`.
+    Llama2,
+}
+
+impl Builtin {
+    /// The one of an architecture; none for base models such as GPT-2.
+    pub fn of(architecture: &str) -> Option<Self> {
+        match architecture {
+            "gemma" | "gemma2" | "gemma3" | "gemma3_text" => Some(Builtin::Gemma),
+            "llama" => Some(Builtin::Llama2),
+            _ => None,
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Builtin::Gemma => "Gemma",
+            Builtin::Llama2 => "Llama 2",
+        }
+    }
+
+    pub(super) fn render(
+        self,
+        messages: &[Message],
+        options: &RenderOptions,
+    ) -> Result<String, String> {
+        if options.tools.is_some() {
+            return Err(format!("{} has no form for tools", self.name()));
+        }
+        let (system, turns) = match messages {
+            [first, rest @ ..] if first.role == "system" => (Some(first.text()?), rest),
+            all => (None, all),
+        };
+        if turns.is_empty() {
+            return Err("a conversation needs a user turn".into());
+        }
+        for (i, m) in turns.iter().enumerate() {
+            let expected = if i % 2 == 0 { "user" } else { "assistant" };
+            if m.role != expected && !(m.role == "model" && expected == "assistant") {
+                return Err(format!(
+                    "turn {} is a {} turn where a {expected} turn was expected: they alternate",
+                    i + 1,
+                    m.role
+                ));
+            }
+        }
+        match self {
+            Builtin::Gemma => gemma(system, turns, options),
+            Builtin::Llama2 => llama2(system, turns, options),
+        }
+    }
+}
+
+fn gemma(
+    system: Option<String>,
+    turns: &[Message],
+    options: &RenderOptions,
+) -> Result<String, String> {
+    let mut out = options.bos.to_owned();
+    for (i, m) in turns.iter().enumerate() {
+        out += if i % 2 == 0 { "<start_of_turn>user\n" } else { "<start_of_turn>model\n" };
+        if let (0, Some(system)) = (i, &system) {
+            out += system;
+            out += "\n\n";
+        }
+        out += m.text()?.trim();
+        out += "<end_of_turn>\n";
+    }
+    if options.add_generation_prompt {
+        out += "<start_of_turn>model\n";
+    }
+    Ok(out)
+}
+
+fn llama2(
+    system: Option<String>,
+    turns: &[Message],
+    options: &RenderOptions,
+) -> Result<String, String> {
+    let mut out = String::new();
+    for (i, m) in turns.iter().enumerate() {
+        let text = m.text()?;
+        if i % 2 == 1 {
+            out += &format!(" {} {}", text.trim(), options.eos);
+            continue;
+        }
+        let system = match (&system, i) {
+            (Some(s), 0) => format!("<<SYS>>\n{s}\n<</SYS>>\n\n"),
+            _ => String::new(),
+        };
+        out += &format!("{}[INST] {} [/INST]", options.bos, (system + &text).trim());
+    }
+    Ok(out)
+}
