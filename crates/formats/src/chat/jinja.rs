@@ -1,7 +1,8 @@
 //! A checkpoint's Jinja template, in the environment that transformers gives it, bounded.
 
 use super::{Message, RenderOptions};
-use minijinja::value::{Kwargs, Value as Jv, ValueKind};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value as Jv, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use std::io;
 
@@ -26,9 +27,8 @@ impl Jinja {
             return Err(format!("{} bytes; at most {MAX_SOURCE} were expected", source.len()));
         }
         let mut env = Environment::new();
-        env.set_trim_blocks(true);
-        env.set_lstrip_blocks(true);
-        env.set_keep_trailing_newline(false);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        env.set_syntax(syntax.map_err(|e| explain(&e))?);
         env.set_undefined_behavior(UndefinedBehavior::Chainable);
         env.set_fuel(Some(FUEL));
         env.set_recursion_limit(DEPTH);
@@ -58,7 +58,8 @@ impl Jinja {
         variables.insert("eos_token".into(), options.eos.into());
         variables.insert("tools".into(), options.tools.clone().unwrap_or_default());
         let mut out = Bounded(Vec::new());
-        template.render_to_write(variables, &mut out).map_err(|e| explain(&e))?;
+        let variables = Jv::from(Serde(&variables));
+        template.render_captured_to(variables, &mut out).map_err(|e| explain(&e))?;
         String::from_utf8(out.0).map_err(|e| e.to_string())
     }
 }
@@ -85,7 +86,7 @@ fn neutralise(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(at) = rest.find("{%") {
-        let Some(end) = rest[at..].find("%}") else { break };
+        let Some(end) = rest[at + 2..].find("%}").map(|end| end + 2) else { break };
         let tag = &rest[at..at + end + 2];
         let word =
             tag[2..tag.len() - 2].trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());

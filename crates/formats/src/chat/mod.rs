@@ -24,7 +24,7 @@ pub struct Message {
     /// `user`, `assistant`, `system`, ...
     pub role: String,
     /// What was said: a string, or an array of parts as in OpenAI's API.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Value::is_null")]
     pub content: Value,
     /// Whatever else a template may use, such as `tool_calls`.
     #[serde(flatten)]
