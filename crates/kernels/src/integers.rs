@@ -12,6 +12,9 @@ pub(crate) struct Integers {
     pub min: [f32; 2],
 }
 
+/// No minimum: adding it changes no bit, not even the sign of a zero.
+const NONE: f32 = -0.0;
+
 /// The values that IQ4_NL and IQ4_XS index.
 const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// Twice the values of FP4 (E2M1).
@@ -33,7 +36,7 @@ pub(crate) fn integers(ty: BlockType, row: &[u8], kb: usize) -> Integers {
         }
         BlockType::Q5_0 => {
             let b = block(1);
-            plain(|i| (nibble(&b[6..], i) | fifth(&b[2..], i)) - 16, half(b), 0.0)
+            plain(|i| (nibble(&b[6..], i) | fifth(&b[2..], i)) - 16, half(b), NONE)
         }
         BlockType::Q5_1 => {
             let b = block(1);
@@ -41,11 +44,11 @@ pub(crate) fn integers(ty: BlockType, row: &[u8], kb: usize) -> Integers {
         }
         BlockType::IQ4_NL => {
             let b = block(1);
-            plain(|i| IQ4[nibble(&b[2..], i) as usize], half(b), 0.0)
+            plain(|i| IQ4[nibble(&b[2..], i) as usize], half(b), NONE)
         }
         BlockType::MXFP4 => {
             let b = block(1);
-            plain(|i| FP4[nibble(&b[1..], i) as usize], half_power(b[0]), 0.0)
+            plain(|i| FP4[nibble(&b[1..], i) as usize], half_power(b[0]), NONE)
         }
         BlockType::IQ4_XS => iq4_xs(block(8), kb % 8),
         BlockType::Q2_K => q2_k(block(8), kb % 8),
@@ -82,7 +85,7 @@ fn iq4_xs(b: &[u8], ib: usize) -> Integers {
     let low = b[4 + ib / 2] >> (4 * (ib % 2)) & 15;
     let scale = i32::from(low) | i32::from(high >> (2 * ib) & 3) << 4;
     let qs = &b[8 + 16 * ib..];
-    plain(|i| IQ4[nibble(qs, i) as usize], half(b) * (scale - 32) as f32, 0.0)
+    plain(|i| IQ4[nibble(qs, i) as usize], half(b) * (scale - 32) as f32, NONE)
 }
 
 /// Two bits of weight i of sub-block `j` of 32; both Q2_K and Q3_K pack 128 weights in 32 bytes.
@@ -110,6 +113,6 @@ fn q3_k(b: &[u8], j: usize) -> Integers {
     Integers {
         q: std::array::from_fn(|i| crumb(qs, j, i) - if mask[i] >> j & 1 == 1 { 0 } else { 4 }),
         scale: [scale(2 * j), scale(2 * j + 1)],
-        min: [0.0; 2],
+        min: [NONE; 2],
     }
 }

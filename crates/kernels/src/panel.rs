@@ -306,22 +306,13 @@ fn pack_q45_k<const BYTES: usize>(row: &[u8], lane: usize, quads: &mut [u8], sca
         scales[2 * lane..2 * lane + 2].copy_from_slice(&block[..2]);
         scales[32 + 2 * lane..34 + 2 * lane].copy_from_slice(&block[2..4]);
         for j in 0..8 {
-            let (scale, min) = scale_min_k4(j, &block[4..16]);
+            let (scale, min) = blocks::scale_min(j, &block[4..16]);
             scales[64 + 16 * j + lane] = scale;
             scales[192 + 16 * j + lane] = min;
         }
         let (nibbles, fifth) = quads.split_at_mut(2048);
         scatter_quads(&block[BYTES - 128..], lane, nibbles, |w| w);
         scatter_quads(&block[16..BYTES - 128], lane, fifth, |w| w);
-    }
-}
-
-/// The 6-bit scale and minimum of sub-block `j`, from the twelve bytes of a K superblock.
-fn scale_min_k4(j: usize, s: &[u8]) -> (u8, u8) {
-    if j < 4 {
-        (s[j] & 63, s[j + 4] & 63)
-    } else {
-        ((s[j + 4] & 15) | (s[j - 4] >> 6 << 4), (s[j + 4] >> 4) | (s[j] >> 6 << 4))
     }
 }
 

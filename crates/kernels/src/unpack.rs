@@ -119,7 +119,7 @@ unsafe fn k_scales<S: Simd>(s: *const u8, kb: usize, lane0: usize) -> (S::F, S::
         let d = S::load_f16(s.add(2 * lane0).cast());
         let dmin = S::load_f16(s.add(32 + 2 * lane0).cast());
         let min = S::mul(dmin, S::load_u8(s.add(192 + at)));
-        (S::mul(d, S::load_u8(s.add(64 + at))), S::sub(S::splat(0.0), min))
+        (S::mul(d, S::load_u8(s.add(64 + at))), S::mul(min, S::splat(-1.0)))
     }
 }
 
