@@ -18,6 +18,7 @@ pub mod safetensors;
 #[cfg(test)]
 mod scratch;
 mod tensors;
+pub mod tokenizer;
 
 pub use checkpoint::{Checkpoint, Source};
 pub use dtype::{DType, ggml_type_name};

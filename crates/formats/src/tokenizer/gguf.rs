@@ -1,0 +1,126 @@
+//! Vocabularies as GGUF metadata holds them (`tokenizer.ggml.*`).
+
+use super::bpe::Bpe;
+use super::huggingface::byte_level;
+use super::sentencepiece::{self, Spm};
+use super::{Kind, Piece, Scheme, SpecialIds, Tokenizer};
+use crate::{FormatError, Result};
+
+/// The values under `tokenizer.ggml`.
+#[derive(Debug, Clone, Default)]
+pub struct GgufVocab {
+    /// `model`: "llama" (SentencePiece) or "gpt2" (byte-level BPE).
+    pub model: String,
+    /// `pre`: the way in which words are split.
+    pub pre: Option<String>,
+    /// `tokens`: the pieces.
+    pub tokens: Vec<String>,
+    /// `scores`: the higher one merges first.
+    pub scores: Option<Vec<f32>>,
+    /// `token_type`: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+    pub token_types: Option<Vec<i32>>,
+    /// `merges`: pairs, the first one merges first.
+    pub merges: Option<Vec<String>>,
+    /// `bos_token_id`
+    pub bos: Option<u32>,
+    /// `eos_token_id`
+    pub eos: Option<u32>,
+    /// `unknown_token_id`
+    pub unk: Option<u32>,
+    /// `padding_token_id`
+    pub pad: Option<u32>,
+    /// `add_bos_token`
+    pub add_bos: Option<bool>,
+    /// `add_eos_token`
+    pub add_eos: Option<bool>,
+    /// `add_space_prefix`
+    pub add_space_prefix: Option<bool>,
+}
+
+/// The ways of splitting words that mean GPT-2's pattern.
+const GPT2_PRE: [&str; 4] = ["gpt-2", "gpt2", "default", "phi-2"];
+
+pub(super) fn load(v: GgufVocab, file: &str) -> Result<Tokenizer> {
+    let wrong = |key: &str, problem: String| {
+        Err(FormatError::new(file, format!("tokenizer.ggml.{key}"), problem))
+    };
+    let count = v.tokens.len();
+    let lengths = [
+        ("scores", v.scores.as_ref().map(Vec::len)),
+        ("token_type", v.token_types.as_ref().map(Vec::len)),
+    ];
+    for (key, len) in lengths {
+        if let Some(len) = len.filter(|l| *l != count) {
+            return wrong(key, format!("{len} entries for {count} tokens"));
+        }
+    }
+    let kind = |i: usize| match v.token_types.as_ref().map_or(1, |t| t[i]) {
+        2 => Kind::Unknown,
+        3 => Kind::Control,
+        4 => Kind::UserDefined,
+        5 => Kind::Unused,
+        6 => sentencepiece::byte_of(&v.tokens[i]).map_or(Kind::Normal, Kind::Byte),
+        _ => Kind::Normal,
+    };
+    // llama.cpp's converter writes user-defined pieces with spaces where the model has `▁`.
+    let spaced = v.model == "llama";
+    let pieces: Vec<Piece> = (v.tokens.iter().enumerate())
+        .map(|(i, t)| match kind(i) {
+            Kind::UserDefined if spaced => Piece::new(&t.replace(' ', "▁"), Kind::UserDefined),
+            kind => Piece::new(t, kind),
+        })
+        .collect();
+    // llama.cpp leaves out ids that are beyond the vocabulary, and so do we.
+    let within = |id: Option<u32>| id.filter(|id| (*id as usize) < count);
+    let special = SpecialIds {
+        bos: within(v.bos),
+        eos: within(v.eos),
+        unk: within(v.unk),
+        pad: within(v.pad),
+    };
+    match &*v.model {
+        "llama" => {
+            let Some(scores) = v.scores else {
+                return wrong("scores", "missing; this model merges by them".into());
+            };
+            if scores.iter().any(|s| s.is_nan()) {
+                return wrong("scores", "one of them is NaN".into());
+            }
+            let spm = Spm {
+                pieces,
+                scores,
+                prefix: v.add_space_prefix.unwrap_or(true),
+                squeeze: false,
+                special,
+            };
+            let mut tokenizer = spm.build(file)?;
+            tokenizer.set_added(v.add_bos.unwrap_or(true), v.add_eos.unwrap_or(false));
+            Ok(tokenizer)
+        }
+        "gpt2" => {
+            if let Some(pre) = v.pre.as_deref().filter(|p| !GPT2_PRE.contains(p)) {
+                return wrong(
+                    "pre",
+                    format!("\"{pre}\" is not supported; {} are", GPT2_PRE.join(", ")),
+                );
+            }
+            let Some(merges) = v.merges else {
+                return wrong("merges", "missing; this model merges by them".into());
+            };
+            let mut bpe = Bpe::new(true);
+            let pairs = merges.iter().map(|m| m.split_once(' '));
+            byte_level(&mut bpe, &pieces, pairs, file)?;
+            let scheme = Scheme::ByteLevel {
+                prefix: v.add_space_prefix.unwrap_or(false),
+                words: true,
+                digits: false,
+            };
+            let mut tokenizer = Tokenizer::new(file, pieces, bpe, scheme, special)?;
+            tokenizer.set_added(v.add_bos.unwrap_or(false), v.add_eos.unwrap_or(false));
+            Ok(tokenizer)
+        }
+        other => {
+            wrong("model", format!("\"{other}\" is not supported; \"llama\" and \"gpt2\" are"))
+        }
+    }
+}
