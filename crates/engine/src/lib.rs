@@ -6,8 +6,10 @@ mod generate;
 
 mod sampler;
 mod session;
+mod text;
 
 pub use generate::{Event, Finish, Generation, Stops, generate};
 
 pub use sampler::{Sampler, Sampling, SamplingError};
 pub use session::{Limits, Session, SessionError};
+pub use text::Text;

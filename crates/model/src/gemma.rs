@@ -36,10 +36,26 @@ struct Layer {
     down: Linear,
 }
 
+/// The model's figures, from its settings alone.
+pub(crate) fn info(s: &Settings) -> Result<Info> {
+    let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
+    let layers = s.count("num_hidden_layers", "block_count", settings::LAYERS)?;
+    let (heads, kv_heads) = s.heads()?;
+    let context = s.opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?;
+    Ok(Info {
+        family: "gemma",
+        vocab: s.vocab()?,
+        layers,
+        width,
+        context: context.unwrap_or(8192),
+        kv: KvLayout::new(kv_heads, s.head_dim(width, heads)?, &vec![None; layers]),
+    })
+}
+
 pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     s.require_flag("attention_bias", false)?;
-    let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
-    let count = s.count("num_hidden_layers", "block_count", settings::LAYERS)?;
+    let info = info(s)?;
+    let (width, count, vocab) = (info.width, info.layers, info.vocab);
     let ffn = s.count("intermediate_size", "feed_forward_length", settings::WIDTH)?;
     let (heads, kv_heads) = s.heads()?;
     let head_dim = s.head_dim(width, heads)?;
@@ -48,10 +64,6 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
 
     w.set_prefix(&["model.", ""], "embed_tokens.weight");
     w.ignore(&["lm_head.weight", "rotary_emb.inv_freq"]);
-    let vocab = match s.hf() {
-        Some(_) => s.count("vocab_size", "", settings::VOCAB)?,
-        None => w.rows("", "token_embd.weight")?,
-    };
     let embedding = w.linear("embed_tokens", "token_embd", [vocab, width])?;
     let norm = w.norm("norm", "output_norm", width, NormOffset::OneInHf)?;
     let layers = (0..count)
@@ -76,16 +88,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Box::new(Gemma {
-        info: Info {
-            family: "gemma",
-            vocab,
-            layers: count,
-            width,
-            context: s
-                .opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?
-                .unwrap_or(8192),
-            kv: KvLayout::new(kv_heads, head_dim, &vec![None; count]),
-        },
+        info,
         eps: s.opt_positive("rms_norm_eps", "attention.layer_norm_rms_epsilon")?.unwrap_or(1e-6),
         act: s.activation(&["hidden_activation", "hidden_act"], Activation::GeluTanh)?,
         attention: AttentionSpec { heads, kv_heads, head_dim, scale, window: None, softcap: None },

@@ -39,10 +39,33 @@ struct Layer {
     post_ffn_norm: Vector,
 }
 
+/// The model's figures, from its settings alone.
+pub(crate) fn info(s: &Settings) -> Result<Info> {
+    let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
+    let layers = s.count("num_hidden_layers", "block_count", settings::LAYERS)?;
+    let (heads, kv_heads) = s.heads()?;
+    let context = s.opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?;
+    Ok(Info {
+        family: "gemma2",
+        vocab: s.vocab()?,
+        layers,
+        width,
+        context: context.unwrap_or(8192),
+        kv: KvLayout::new(kv_heads, s.head_dim(width, heads)?, &windows(s, layers)?),
+    })
+}
+
+/// The window of each layer: even layers are local, where the file doesn't say otherwise.
+fn windows(s: &Settings, count: usize) -> Result<Vec<Option<usize>>> {
+    let window = s.count("sliding_window", "attention.sliding_window", settings::CONTEXT)?;
+    let local = s.layer_types(count)?.unwrap_or_else(|| (0..count).map(|i| i % 2 == 0).collect());
+    Ok(local.into_iter().map(|l| l.then_some(window)).collect())
+}
+
 pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     s.require_flag("attention_bias", false)?;
-    let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
-    let count = s.count("num_hidden_layers", "block_count", settings::LAYERS)?;
+    let info = info(s)?;
+    let (width, count, vocab) = (info.width, info.layers, info.vocab);
     let ffn = s.count("intermediate_size", "feed_forward_length", settings::WIDTH)?;
     let (heads, kv_heads) = s.heads()?;
     let head_dim = s.head_dim(width, heads)?;
@@ -54,17 +77,10 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         None if count == 46 => ((width / heads) as f32).powf(-0.5),
         None => (head_dim as f32).powf(-0.5),
     };
-    // Even layers are local, where the file doesn't say otherwise.
-    let window = s.count("sliding_window", "attention.sliding_window", settings::CONTEXT)?;
-    let local = s.layer_types(count)?.unwrap_or_else(|| (0..count).map(|i| i % 2 == 0).collect());
-    let windows: Vec<Option<usize>> = local.into_iter().map(|l| l.then_some(window)).collect();
+    let windows = windows(s, count)?;
 
     w.set_prefix(&["model.", ""], "embed_tokens.weight");
     w.ignore(&["lm_head.weight", "rotary_emb.inv_freq"]);
-    let vocab = match s.hf() {
-        Some(_) => s.count("vocab_size", "", settings::VOCAB)?,
-        None => w.rows("", "token_embd.weight")?,
-    };
     let embedding = w.linear("embed_tokens", "token_embd", [vocab, width])?;
     let norm = w.norm("norm", "output_norm", width, NormOffset::OneInHf)?;
     let layers = (windows.iter().enumerate())
@@ -94,16 +110,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Box::new(Gemma2 {
-        info: Info {
-            family: "gemma2",
-            vocab,
-            layers: count,
-            width,
-            context: s
-                .opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?
-                .unwrap_or(8192),
-            kv: KvLayout::new(kv_heads, head_dim, &windows),
-        },
+        info,
         eps: s.opt_positive("rms_norm_eps", "attention.layer_norm_rms_epsilon")?.unwrap_or(1e-6),
         act: s.activation(&["hidden_activation", "hidden_act"], Activation::GeluTanh)?,
         rope: Rope::new(base, head_dim, divisor, RopePairs::Halves),

@@ -45,11 +45,40 @@ struct Layer {
     post_ffn_norm: Vector,
 }
 
+/// What transformers' `Gemma3TextConfig` assumes: the multimodal checkpoints' files say little.
+pub(crate) const DEFAULTS: &[(&str, usize)] = &[
+    ("vocab_size", 262_208),
+    ("hidden_size", 2304),
+    ("intermediate_size", 9216),
+    ("num_hidden_layers", 26),
+    ("num_attention_heads", 8),
+    ("num_key_value_heads", 4),
+    ("head_dim", 256),
+    ("sliding_window", 4096),
+    ("max_position_embeddings", 131_072),
+];
+
+/// The model's figures, from its settings alone.
+pub(crate) fn info(s: &Settings) -> Result<Info> {
+    let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
+    let layers = s.count("num_hidden_layers", "block_count", settings::LAYERS)?;
+    let (heads, kv_heads) = s.heads()?;
+    let context = s.opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?;
+    Ok(Info {
+        family: "gemma3",
+        vocab: s.vocab()?,
+        layers,
+        width,
+        context: context.unwrap_or(131_072),
+        kv: KvLayout::new(kv_heads, s.head_dim(width, heads)?, &windows(s, layers)?),
+    })
+}
+
 pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     s.require_flag("attention_bias", false)?;
     s.require_flag("use_bidirectional_attention", false)?;
-    let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
-    let count = s.count("num_hidden_layers", "block_count", settings::LAYERS)?;
+    let info = info(s)?;
+    let (width, count, vocab) = (info.width, info.layers, info.vocab);
     let ffn = s.count("intermediate_size", "feed_forward_length", settings::WIDTH)?;
     let (heads, kv_heads) = s.heads()?;
     let head_dim = s.head_dim(width, heads)?;
@@ -63,6 +92,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     let local_divisor = if scaled_kinds { local_divisor } else { 1.0 };
     let scale = match s.opt_positive("query_pre_attn_scalar", "")? {
         Some(scalar) => scalar.powf(-0.5),
+        None if s.hf().is_some() => 256f32.powf(-0.5),
         // GGUF has no key for it; the 27B model alone differs (168 = width / heads).
         None if count == 62 => ((width / heads) as f32).powf(-0.5),
         None => (head_dim as f32).powf(-0.5),
@@ -73,10 +103,6 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         "embed_tokens.weight",
     );
     w.ignore(&["vision_tower.", "multi_modal_projector.", "lm_head.weight"]);
-    let vocab = match s.hf() {
-        Some(_) => s.opt_count("vocab_size", "", settings::VOCAB)?.unwrap_or(262_208),
-        None => w.rows("", "token_embd.weight")?,
-    };
     let embedding = w.linear("embed_tokens", "token_embd", [vocab, width])?;
     let norm = w.norm("norm", "output_norm", width, NormOffset::OneInHf)?;
     let layers = (windows.iter().enumerate())
@@ -119,16 +145,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Box::new(Gemma3 {
-        info: Info {
-            family: "gemma3",
-            vocab,
-            layers: count,
-            width,
-            context: s
-                .opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?
-                .unwrap_or(131_072),
-            kv: KvLayout::new(kv_heads, head_dim, &windows),
-        },
+        info,
         eps: s.opt_positive("rms_norm_eps", "attention.layer_norm_rms_epsilon")?.unwrap_or(1e-6),
         act: s.activation(&["hidden_activation", "hidden_act"], Activation::GeluTanh)?,
         embedding,

@@ -17,7 +17,7 @@ struct Gpt2 {
     act: Activation,
     /// `[vocab, width]`, also the output projection.
     tokens: Linear,
-    /// `[context, width]`
+    /// `[info.context, width]`
     positions: Weight,
     layers: Vec<Layer>,
     norm: (Vector, Vector),
@@ -35,17 +35,31 @@ struct Layer {
     down: Linear,
 }
 
-pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
-    s.require_flag("scale_attn_weights", true)?;
-    s.require_flag("scale_attn_by_inverse_layer_idx", false)?;
+/// The model's figures, from its settings alone.
+pub(crate) fn info(s: &Settings) -> Result<Info> {
     let width = s.count("n_embd", "embedding_length", settings::WIDTH)?;
-    let count = s.count("n_layer", "block_count", settings::LAYERS)?;
+    let layers = s.count("n_layer", "block_count", settings::LAYERS)?;
     let heads = s.count("n_head", "attention.head_count", settings::HEADS)?;
-    let context = s.count("n_positions", "context_length", settings::CONTEXT)?;
-    let ffn = s.opt_count("n_inner", "feed_forward_length", settings::WIDTH)?.unwrap_or(4 * width);
     if !width.is_multiple_of(heads) {
         return Err(s.error("n_head", format!("{heads} heads do not divide a width of {width}")));
     }
+    Ok(Info {
+        family: "gpt2",
+        vocab: s.vocab()?,
+        layers,
+        width,
+        context: s.count("n_positions", "context_length", settings::CONTEXT)?,
+        kv: KvLayout::new(heads, width / heads, &s.attention_layers(layers)?),
+    })
+}
+
+pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
+    s.require_flag("scale_attn_weights", true)?;
+    s.require_flag("scale_attn_by_inverse_layer_idx", false)?;
+    let info = info(s)?;
+    let (width, count, vocab) = (info.width, info.layers, info.vocab);
+    let heads = s.count("n_head", "attention.head_count", settings::HEADS)?;
+    let ffn = s.opt_count("n_inner", "feed_forward_length", settings::WIDTH)?.unwrap_or(4 * width);
     let head_dim = width / heads;
     let scale = (head_dim as f32).powf(-0.5);
     let windows = s.attention_layers(count)?;
@@ -53,12 +67,8 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     w.set_prefix(&["transformer.", ""], "wte.weight");
     // Masks that old files carry along; the tied matrix a second time.
     w.ignore(&["lm_head.weight", "output.weight", "attn.bias", "attn.masked_bias"]);
-    let vocab = match s.hf() {
-        Some(_) => s.count("vocab_size", "", settings::VOCAB)?,
-        None => w.rows("", "token_embd.weight")?,
-    };
     let tokens = w.linear("wte", "token_embd", [vocab, width])?;
-    let positions = w.table("wpe", "position_embd", [context, width])?;
+    let positions = w.table("wpe", "position_embd", [info.context, width])?;
     let norm = w.layer_norm("ln_f", "output_norm", width)?;
     let layers = (windows.iter().enumerate())
         .map(|(i, &window)| {
@@ -89,14 +99,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Box::new(Gpt2 {
-        info: Info {
-            family: "gpt2",
-            vocab,
-            layers: count,
-            width,
-            context,
-            kv: KvLayout::new(heads, head_dim, &windows),
-        },
+        info,
         eps: s.opt_positive("layer_norm_epsilon", "attention.layer_norm_epsilon")?.unwrap_or(1e-5),
         act: s.activation(&["activation_function"], Activation::GeluTanh)?,
         tokens,

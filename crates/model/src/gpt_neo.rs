@@ -15,7 +15,7 @@ struct GptNeo {
     act: Activation,
     /// `[vocab, width]`, also the output projection.
     tokens: Linear,
-    /// `[context, width]`
+    /// `[info.context, width]`
     positions: Weight,
     layers: Vec<Layer>,
     norm: (Vector, Vector),
@@ -33,25 +33,38 @@ struct Layer {
     down: Linear,
 }
 
-pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
+/// The model's figures, from its settings alone.
+pub(crate) fn info(s: &Settings) -> Result<Info> {
     let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
-    let count = s.count("num_layers", "block_count", settings::LAYERS)?;
+    let layers = s.count("num_layers", "block_count", settings::LAYERS)?;
     let heads = s.count("num_heads", "attention.head_count", settings::HEADS)?;
-    let context = s.count("max_position_embeddings", "context_length", settings::CONTEXT)?;
-    let ffn = s.opt_count("intermediate_size", "feed_forward_length", settings::WIDTH)?;
-    let ffn = ffn.unwrap_or(4 * width);
     if !width.is_multiple_of(heads) {
         return Err(s.error("num_heads", format!("{heads} heads do not divide a width of {width}")));
     }
+    Ok(Info {
+        family: "gpt_neo",
+        vocab: s.vocab()?,
+        layers,
+        width,
+        context: s.count("max_position_embeddings", "context_length", settings::CONTEXT)?,
+        kv: KvLayout::new(heads, width / heads, &s.attention_layers(layers)?),
+    })
+}
+
+pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
+    let info = info(s)?;
+    let (width, count, vocab) = (info.width, info.layers, info.vocab);
+    let heads = s.count("num_heads", "attention.head_count", settings::HEADS)?;
+    let ffn = s.opt_count("intermediate_size", "feed_forward_length", settings::WIDTH)?;
+    let ffn = ffn.unwrap_or(4 * width);
     let (kv_heads, head_dim) = (heads, width / heads);
     let windows = s.attention_layers(count)?;
 
     w.set_prefix(&["transformer.", ""], "wte.weight");
     // Masks that old files carry along.
     w.ignore(&["lm_head.weight", "attention.bias", "attention.masked_bias"]);
-    let vocab = s.count("vocab_size", "vocab_size", settings::VOCAB)?;
     let tokens = w.linear("wte", "token_embd", [vocab, width])?;
-    let positions = w.table("wpe", "position_embd", [context, width])?;
+    let positions = w.table("wpe", "position_embd", [info.context, width])?;
     let norm = w.layer_norm("ln_f", "output_norm", width)?;
     let layers = (windows.iter().enumerate())
         .map(|(i, &window)| {
@@ -79,14 +92,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Box::new(GptNeo {
-        info: Info {
-            family: "gpt_neo",
-            vocab,
-            layers: count,
-            width,
-            context,
-            kv: KvLayout::new(heads, head_dim, &windows),
-        },
+        info,
         eps: s.opt_positive("layer_norm_epsilon", "attention.layer_norm_epsilon")?.unwrap_or(1e-5),
         act: s.activation(&["activation_function"], Activation::GeluTanh)?,
         tokens,

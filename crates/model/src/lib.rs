@@ -68,18 +68,47 @@ pub struct Loaded {
 struct Family {
     /// `model_type` in config.json, and `general.architecture` in GGUF.
     names: &'static [&'static str],
+    /// Counts that the reference assumes where config.json is silent.
+    defaults: &'static [(&'static str, usize)],
+    info: fn(&Settings) -> Result<Info>,
     load: fn(&Settings, &mut Weights) -> Result<Box<dyn Model>>,
 }
 
 /// All families.
 const FAMILIES: &[Family] = &[
-    Family { names: &["gemma"], load: gemma::load },
-    Family { names: &["gemma2"], load: gemma2::load },
-    Family { names: &["gemma3", "gemma3_text"], load: gemma3::load },
-    Family { names: &["llama"], load: llama::load },
-    Family { names: &["gpt2"], load: gpt2::load },
-    Family { names: &["gpt_neo"], load: gpt_neo::load },
+    Family { names: &["gemma"], defaults: &[], info: gemma::info, load: gemma::load },
+    Family { names: &["gemma2"], defaults: &[], info: gemma2::info, load: gemma2::load },
+    Family {
+        names: &["gemma3", "gemma3_text"],
+        defaults: gemma3::DEFAULTS,
+        info: gemma3::info,
+        load: gemma3::load,
+    },
+    Family { names: &["llama"], defaults: &[], info: llama::info, load: llama::load },
+    Family { names: &["gpt2"], defaults: &[], info: gpt2::info, load: gpt2::load },
+    Family { names: &["gpt_neo"], defaults: &[], info: gpt_neo::info, load: gpt_neo::load },
 ];
+
+/// The family of a checkpoint, and its settings with that family's defaults.
+fn find(settings: Settings) -> Result<(Settings, &'static Family)> {
+    let found = settings.architecture();
+    let Some(family) = FAMILIES.iter().find(|f| f.names.contains(&found)) else {
+        let known: Vec<&str> = FAMILIES.iter().flat_map(|f| f.names.iter().copied()).collect();
+        let problem =
+            format!("\"{found}\" is not a family that Lapidary runs; it runs {}", known.join(", "));
+        return Err(settings.error(settings.architecture_key(), problem));
+    };
+    Ok((settings.with_defaults(family.defaults), family))
+}
+
+/// A checkpoint's figures, from its settings alone.
+///
+/// # Errors
+/// If the family is unknown, or a setting is missing, absurd or unsupported.
+pub fn describe(checkpoint: &Checkpoint) -> Result<Info> {
+    let (settings, family) = find(Settings::new(checkpoint)?)?;
+    (family.info)(&settings)
+}
 
 /// Loads the model of `checkpoint` onto the device of `ops`.
 ///
@@ -87,16 +116,7 @@ const FAMILIES: &[Family] = &[
 /// If the family is unknown, a setting is missing, absurd or unsupported, or a tensor is missing,
 /// of the wrong shape, or not finite; the error names the file and the field.
 pub fn load(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
-    let settings = Settings::new(checkpoint)?;
-    let family = FAMILIES.iter().find(|f| f.names.contains(&settings.architecture()));
-    let family = family.ok_or_else(|| {
-        let known: Vec<&str> = FAMILIES.iter().flat_map(|f| f.names.iter().copied()).collect();
-        let found = settings.architecture();
-        settings.error(
-            settings.architecture_key(),
-            format!("\"{found}\" is not a family that Lapidary runs; it runs {}", known.join(", ")),
-        )
-    })?;
+    let (settings, family) = find(Settings::new(checkpoint)?)?;
     let mut weights = Weights::new(checkpoint, ops);
     let model = (family.load)(&settings, &mut weights)?;
     let (step_bytes, notes) = weights.finish();

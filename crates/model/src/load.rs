@@ -82,11 +82,6 @@ impl<'a> Weights<'a> {
         self.checkpoint.get(&self.name(hf, gguf)).is_some()
     }
 
-    /// Rows of a matrix whose height the settings don't tell.
-    pub fn rows(&self, hf: &str, gguf: &str) -> Result<usize> {
-        Ok(self.checkpoint.tensor(&self.name(hf, gguf))?.shape.first().copied().unwrap_or(0))
-    }
-
     /// The matrix `hf`.weight or `gguf`.weight of shape `[n, k]`, for products.
     pub fn matrix(&mut self, hf: &str, gguf: &str, shape: [usize; 2]) -> Result<Weight> {
         let view = self.view(&self.name(&format!("{hf}.weight"), &format!("{gguf}.weight")))?;

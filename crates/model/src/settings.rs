@@ -13,6 +13,8 @@ pub enum Settings<'a> {
         text: Config<'a>,
         /// `model_type` of the whole checkpoint.
         architecture: &'a str,
+        /// Counts that the reference assumes where the file is silent.
+        defaults: &'static [(&'static str, usize)],
     },
     /// GGUF metadata; keys are prefixed by the architecture.
     Gguf {
@@ -47,12 +49,22 @@ impl<'a> Settings<'a> {
                 let config = checkpoint.config().unwrap_or_else(|| unreachable!("a directory"))?;
                 let architecture = config.str("model_type")?;
                 let text = config.opt_object("text_config")?.unwrap_or(config);
-                Ok(Settings::Hf { text, architecture })
+                Ok(Settings::Hf { text, architecture, defaults: &[] })
             }
             Source::Gguf(metadata) => {
                 let architecture = metadata.str("general.architecture")?;
                 Ok(Settings::Gguf { metadata, architecture })
             }
+        }
+    }
+
+    /// The same with a family's defaults.
+    pub(crate) fn with_defaults(self, counts: &'static [(&'static str, usize)]) -> Self {
+        match self {
+            Settings::Hf { text, architecture, .. } => {
+                Settings::Hf { text, architecture, defaults: counts }
+            }
+            gguf => gguf,
         }
     }
 
@@ -104,7 +116,9 @@ impl<'a> Settings<'a> {
     ) -> Result<Option<usize>> {
         let key = self.key(hf, gguf);
         let found = match self {
-            Settings::Hf { text, .. } => text.opt_usize(&key)?,
+            Settings::Hf { text, defaults, .. } => {
+                text.opt_usize(&key)?.or_else(|| defaults.iter().find(|d| d.0 == key).map(|d| d.1))
+            }
             Settings::Gguf { metadata, .. } => metadata.opt_u64(&key)?.map(|n| n as usize),
         };
         match found {
@@ -120,6 +134,17 @@ impl<'a> Settings<'a> {
     pub fn count(&self, hf: &str, gguf: &str, bounds: RangeInclusive<usize>) -> Result<usize> {
         let missing = || self.error(&self.key(hf, gguf), "missing; a count was expected");
         self.opt_count(hf, gguf, bounds)?.ok_or_else(missing)
+    }
+
+    /// Entries of the vocabulary: in GGUF a key, or the number of tokens.
+    pub fn vocab(&self) -> Result<usize> {
+        let Settings::Gguf { metadata, .. } = self else {
+            return self.count("vocab_size", "", VOCAB);
+        };
+        match self.opt_count("", "vocab_size", VOCAB)? {
+            Some(n) => Ok(n),
+            None => Ok(metadata.strs("tokenizer.ggml.tokens")?.len()),
+        }
     }
 
     /// A positive finite number, if it is there.

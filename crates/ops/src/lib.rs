@@ -17,6 +17,7 @@ pub use lapidary_kernels::blocks::{self, BlockType};
 pub use lapidary_kernels::{
     Activation, AttentionSpec, Isa, KV_BLOCK, KvType, OutOfMemory, PackError, Pool, RopePairs,
 };
+pub use lapidary_kernels::{f32_peak, int8_peak, read_bandwidth};
 pub use rope::Rope;
 pub use tensor::Tensor;
 pub use weight::{Linear, RawMatrix, SharedBytes, Vector, Weight};

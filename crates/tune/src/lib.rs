@@ -1,1 +1,7 @@
-//! Placeholder.
+//! Making models from models: conversion to GGUF and quantisation.
+#![forbid(unsafe_code)]
+
+mod gguf_names;
+mod quantize;
+
+pub use quantize::{Options, Report, quantize};

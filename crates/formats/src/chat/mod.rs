@@ -126,25 +126,10 @@ impl ChatTemplate {
     /// # Errors
     /// If a file can't be read or its template is broken.
     pub fn from_dir(dir: &Path, architecture: &str) -> Result<Option<Self>> {
-        let jinja = dir.join("chat_template.jinja");
-        if jinja.is_file() {
-            let name = jinja.display().to_string();
-            let source =
-                std::fs::read_to_string(&jinja).map_err(|e| FormatError::new(&name, "", e))?;
-            return Self::from_jinja(&source, &name).map(Some);
+        match find_source(dir)? {
+            Some((source, name)) => Self::from_jinja(&source, &name).map(Some),
+            None => Self::for_model(None, architecture),
         }
-        for file in ["chat_template.json", "tokenizer_config.json"] {
-            let path = dir.join(file);
-            if !path.is_file() {
-                continue;
-            }
-            let config = crate::json::read_object(&path)?;
-            let name = path.display().to_string();
-            if let Some(source) = in_config(&config, &name)? {
-                return Self::from_jinja(source, &name).map(Some);
-            }
-        }
-        Self::for_model(None, architecture)
     }
 
     /// Where it is from.
@@ -199,6 +184,36 @@ impl ChatTemplate {
         merged.extend_from_slice(rest);
         Ok((self.render(&merged, options)?, true))
     }
+}
+
+/// The Jinja source of a Hugging Face directory's template, if it has one.
+///
+/// # Errors
+/// If a file that may hold it can't be read.
+pub fn template_source(dir: &Path) -> Result<Option<String>> {
+    Ok(find_source(dir)?.map(|(source, _)| source))
+}
+
+/// The source and the name of the file that it is in.
+fn find_source(dir: &Path) -> Result<Option<(String, String)>> {
+    let jinja = dir.join("chat_template.jinja");
+    if jinja.is_file() {
+        let name = jinja.display().to_string();
+        let source = std::fs::read_to_string(&jinja).map_err(|e| FormatError::new(&name, "", e))?;
+        return Ok(Some((source, name)));
+    }
+    for file in ["chat_template.json", "tokenizer_config.json"] {
+        let path = dir.join(file);
+        if !path.is_file() {
+            continue;
+        }
+        let config = crate::json::read_object(&path)?;
+        let name = path.display().to_string();
+        if let Some(source) = in_config(&config, &name)? {
+            return Ok(Some((source.to_owned(), name)));
+        }
+    }
+    Ok(None)
 }
 
 /// `chat_template` of a configuration: a string, or an array of named ones.

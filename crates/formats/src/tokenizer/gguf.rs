@@ -1,10 +1,12 @@
 //! Vocabularies as GGUF metadata holds them (`tokenizer.ggml.*`).
 
 use super::bpe::Bpe;
-use super::huggingface::byte_level;
+use super::huggingface::{self, byte_level};
 use super::sentencepiece::{self, Spm};
-use super::{Kind, Piece, Scheme, SpecialIds, Tokenizer};
+use super::{Kind, MARKERS, Piece, Scheme, SpecialIds, Tokenizer};
+use crate::gguf::Metadata;
 use crate::{FormatError, Result};
+use std::path::Path;
 
 /// The values under `tokenizer.ggml`.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +37,106 @@ pub struct GgufVocab {
     pub add_eos: Option<bool>,
     /// `add_space_prefix`
     pub add_space_prefix: Option<bool>,
+}
+
+impl GgufVocab {
+    /// The vocabulary of a Hugging Face directory in GGUF's terms: SentencePiece's from
+    /// `tokenizer.model`, a byte-level one from `tokenizer.json`.
+    ///
+    /// # Errors
+    /// If there is neither, or a rule has no GGUF form.
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        let mut vocab = match Self::sentencepiece(dir)? {
+            Some(vocab) => vocab,
+            None => huggingface::gguf_vocab(dir)?,
+        };
+        let t = Tokenizer::from_dir(dir)?;
+        (vocab.bos, vocab.eos, vocab.unk, vocab.pad) =
+            (t.bos(), t.eos(), t.unk().or(vocab.unk), t.pad());
+        vocab.add_bos = Some(t.add_bos());
+        vocab.add_eos = Some(false);
+        Ok(vocab)
+    }
+
+    fn sentencepiece(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join("tokenizer.model");
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let file = path.display().to_string();
+        let spm = sentencepiece::parse(&huggingface::read(&path)?, &file)?;
+        if spm.squeeze {
+            let problem = "true has no form in GGUF";
+            return Err(FormatError::new(
+                file,
+                "normalizer_spec.remove_extra_whitespaces",
+                problem,
+            ));
+        }
+        let kind = |p: &Piece| match p.kind {
+            _ if MARKERS.contains(&&*p.text) => 3,
+            Kind::Normal => 1,
+            Kind::Unknown => 2,
+            Kind::Control => 3,
+            Kind::UserDefined => 4,
+            Kind::Unused => 5,
+            Kind::Byte(_) => 6,
+        };
+        let text = |p: &Piece| match p.kind {
+            Kind::UserDefined => p.text.replace('▁', " "),
+            _ => p.text.to_string(),
+        };
+        Ok(Some(Self {
+            model: "llama".into(),
+            pre: Some("default".into()),
+            tokens: spm.pieces.iter().map(text).collect(),
+            token_types: Some(spm.pieces.iter().map(kind).collect()),
+            scores: Some(spm.scores),
+            unk: spm.special.unk,
+            add_space_prefix: Some(spm.prefix),
+            ..Self::default()
+        }))
+    }
+
+    /// Writes the values under their keys.
+    ///
+    /// # Errors
+    /// If `metadata` has one of them already.
+    pub fn write(self, metadata: &mut Metadata) -> Result<()> {
+        let key = |name: &str| format!("tokenizer.ggml.{name}");
+        metadata.insert(&key("model"), self.model)?;
+        if let Some(pre) = self.pre {
+            metadata.insert(&key("pre"), pre)?;
+        }
+        metadata.insert(&key("tokens"), self.tokens)?;
+        if let Some(scores) = self.scores {
+            metadata.insert(&key("scores"), scores)?;
+        }
+        if let Some(types) = self.token_types {
+            metadata.insert(&key("token_type"), types)?;
+        }
+        if let Some(merges) = self.merges {
+            metadata.insert(&key("merges"), merges)?;
+        }
+        let ids =
+            [("bos", self.bos), ("eos", self.eos), ("unknown", self.unk), ("padding", self.pad)];
+        for (name, id) in ids {
+            if let Some(id) = id {
+                metadata.insert(&key(&format!("{name}_token_id")), id)?;
+            }
+        }
+        let flags = [
+            ("add_bos_token", self.add_bos),
+            ("add_eos_token", self.add_eos),
+            ("add_space_prefix", self.add_space_prefix),
+        ];
+        for (name, flag) in flags {
+            if let Some(flag) = flag {
+                metadata.insert(&key(name), flag)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The ways of splitting words that mean GPT-2's pattern.
@@ -91,6 +193,7 @@ pub(super) fn load(v: GgufVocab, file: &str) -> Result<Tokenizer> {
                 scores,
                 prefix: v.add_space_prefix.unwrap_or(true),
                 squeeze: false,
+                byte_fallback: true,
                 special,
             };
             let mut tokenizer = spm.build(file)?;

@@ -3,7 +3,7 @@
 
 use super::bpe::Bpe;
 use super::decode::Bytes;
-use super::{Kind, Piece, Scheme, SpecialIds, Tokenizer, bytelevel, sentencepiece};
+use super::{GgufVocab, Kind, Piece, Scheme, SpecialIds, Tokenizer, bytelevel, sentencepiece};
 use crate::{FormatError, Result};
 use serde::Deserialize;
 use serde_json::Value;
@@ -72,7 +72,7 @@ impl Merge {
 /// Bytes of a tokenizer file.
 const MAX_FILE: u64 = 256 << 20;
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     let wrong = |e: &dyn std::fmt::Display| FormatError::new(path.display(), "", e);
     let size = std::fs::metadata(path).map_err(|e| wrong(&e))?.len();
     if size > MAX_FILE {
@@ -217,6 +217,35 @@ fn pieces(parsed: &File, scheme: &Scheme, file: &str) -> Result<Vec<Piece>> {
         pieces[a.id as usize] = piece;
     }
     Ok(pieces)
+}
+
+/// A byte-level `tokenizer.json` in GGUF's terms.
+pub(super) fn gguf_vocab(dir: &Path) -> Result<GgufVocab> {
+    let path = dir.join("tokenizer.json");
+    let file = path.display().to_string();
+    let parsed: File =
+        serde_json::from_slice(&read(&path)?).map_err(|e| FormatError::new(&file, "", e))?;
+    let scheme = scheme(&parsed, &file)?;
+    if scheme != (Scheme::ByteLevel { prefix: false, words: true, digits: false }) {
+        let problem = "only GPT-2's form can be written to GGUF without a tokenizer.model";
+        return Err(FormatError::new(file, "pre_tokenizer", problem));
+    }
+    let pieces = pieces(&parsed, &scheme, &file)?;
+    let kind = |p: &Piece| match p.kind {
+        Kind::Control => 3,
+        Kind::UserDefined => 4,
+        Kind::Unused => 5,
+        _ => 1,
+    };
+    let merges = parsed.model.merges.iter().filter_map(Merge::pair);
+    Ok(GgufVocab {
+        model: "gpt2".into(),
+        pre: Some("gpt-2".into()),
+        tokens: pieces.iter().map(|p| p.text.to_string()).collect(),
+        token_types: Some(pieces.iter().map(kind).collect()),
+        merges: Some(merges.map(|(a, b)| format!("{a} {b}")).collect()),
+        ..GgufVocab::default()
+    })
 }
 
 /// A component's `type`, and the components of a `Sequence`.

@@ -13,6 +13,7 @@ pub(super) struct Spm {
     pub scores: Vec<f32>,
     pub prefix: bool,
     pub squeeze: bool,
+    pub byte_fallback: bool,
     pub special: SpecialIds,
 }
 
@@ -146,6 +147,16 @@ struct Specs {
 }
 
 pub(super) fn load(bytes: &[u8], file: &str) -> Result<Tokenizer> {
+    let spm = parse(bytes, file)?;
+    let byte_fallback = spm.byte_fallback;
+    let mut tokenizer = spm.build(file)?;
+    tokenizer.bpe.byte_fallback = byte_fallback;
+    tokenizer.set_added(true, false);
+    Ok(tokenizer)
+}
+
+/// Reads the parts of a `tokenizer.model`.
+pub(super) fn parse(bytes: &[u8], file: &str) -> Result<Spm> {
     let mut specs = Specs {
         model_type: 1,
         byte_fallback: false,
@@ -188,13 +199,14 @@ pub(super) fn load(bytes: &[u8], file: &str) -> Result<Tokenizer> {
     }
     let id = |i: usize| u32::try_from(specs.ids[i]).ok().filter(|id| (*id as usize) < pieces.len());
     let special = SpecialIds { unk: id(0), bos: id(1), eos: id(2), pad: id(3) };
-    let spm = Spm { pieces, scores, prefix: specs.prefix, squeeze: specs.squeeze, special };
-    let mut tokenizer = spm.build(file)?;
-    if !specs.byte_fallback {
-        tokenizer.bpe.byte_fallback = false;
-    }
-    tokenizer.set_added(true, false);
-    Ok(tokenizer)
+    Ok(Spm {
+        pieces,
+        scores,
+        prefix: specs.prefix,
+        squeeze: specs.squeeze,
+        byte_fallback: specs.byte_fallback,
+        special,
+    })
 }
 
 fn piece(bytes: &[u8], file: &str, index: usize) -> Result<(Piece, f32)> {

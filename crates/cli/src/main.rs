@@ -1,0 +1,48 @@
+//! `lapidary`: run, chat with, inspect, convert and measure open models.
+#![forbid(unsafe_code)]
+
+mod args;
+mod bench;
+mod chat;
+mod inspect;
+mod logits;
+mod model;
+mod quantize;
+mod run;
+mod show;
+mod text;
+
+use args::{Cli, Command};
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+
+/// What a command ends with: an error is printed as one line and gives exit code 1.
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Chat(args) => chat::chat(args),
+        Command::Run(args) => run::run(args),
+        Command::Inspect(args) => inspect::inspect(args),
+        Command::Tokenize(args) => text::tokenize(args),
+        Command::Template(args) => text::template(args),
+        Command::Logits(args) => logits::logits(args),
+        Command::Bench(args) => bench::bench(args),
+        Command::Quantize(args) => quantize::quantize(args),
+        Command::Completions { shell } => {
+            let mut command = Cli::command();
+            clap_complete::generate(shell, &mut command, "lapidary", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has gone (`lapidary ... | head`): nothing to tell.
+        Err(e) if show::is_broken_pipe(&*e) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{} {e}", show::style("error:", show::Style::Error));
+            ExitCode::FAILURE
+        }
+    }
+}

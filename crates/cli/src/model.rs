@@ -1,0 +1,180 @@
+//! From `--model` to something that answers.
+
+use crate::args::{IsaArg, KvArg, ModelArgs, PrecisionArg, SamplingArgs};
+use crate::show;
+use lapidary_engine::{Limits, Sampling, Session, Text};
+use lapidary_formats::Checkpoint;
+use lapidary_model::Loaded;
+use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The model that the program carries: a Gemma 3 of 6.7 million parameters, in Q8_0.
+static DEFAULT_MODEL: &[u8] = include_bytes!("../../../models/default-Q8_0.gguf");
+
+/// Tokens of context where neither the user nor a small model says less: a larger one costs memory.
+const DEFAULT_CONTEXT: usize = 8192;
+
+/// A model that computes: all but its words.
+pub struct Weights {
+    /// The files.
+    pub checkpoint: Checkpoint,
+    /// Weights.
+    pub loaded: Loaded,
+    /// The processor.
+    pub cpu: Cpu,
+    /// What a sequence may use.
+    pub limits: Limits,
+}
+
+/// A model that answers.
+pub struct Ready {
+    /// Tokenizer and template.
+    pub text: Text,
+    /// The rest.
+    pub weights: Weights,
+}
+
+/// The checkpoint that `--model` names, or the built-in one.
+pub fn checkpoint(model: Option<&Path>) -> Result<Checkpoint, Box<dyn std::error::Error>> {
+    let Some(path) = model else {
+        return Ok(Checkpoint::from_static_gguf("the built-in model", DEFAULT_MODEL)?);
+    };
+    Ok(Checkpoint::open(&resolve(path)?)?)
+}
+
+/// Says what the built-in model is, once, where a person may read it.
+pub fn introduce(model: Option<&Path>) {
+    if model.is_none() {
+        show::note(
+            "The built-in model is tiny (6.7 million parameters) and tells simple stories; a real \
+             checkpoint does much better: lapidary chat --model ~/models/gemma-3-1b-it",
+        );
+    }
+}
+
+/// A path, or a name such as google/gemma-3-1b-it in the Hugging Face cache.
+fn resolve(path: &Path) -> Result<PathBuf, String> {
+    if path.exists() {
+        return Ok(path.to_owned());
+    }
+    let missing = format!("{}: no such file or directory", path.display());
+    let name = path.to_str().unwrap_or_default();
+    let parts: Vec<&str> = name.split('/').collect();
+    let [owner, model] = parts[..] else { return Err(missing) };
+    let word = |s: &str| {
+        !s.is_empty()
+            && !s.starts_with('.')
+            && s.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c))
+    };
+    if !word(owner) || !word(model) {
+        return Err(missing);
+    }
+    let home = std::env::var_os("HF_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::home_dir().map(|h| h.join(".cache/huggingface")));
+    let repository = home.unwrap_or_default().join(format!("hub/models--{owner}--{model}"));
+    let snapshot = std::fs::read_to_string(repository.join("refs/main"))
+        .map(|r| repository.join("snapshots").join(r.trim()))
+        .unwrap_or_default();
+    if snapshot.is_dir() {
+        return Ok(snapshot);
+    }
+    Err(format!(
+        "{missing}, and {name} is not in the Hugging Face cache ({}); get it with: hf download {name}",
+        repository.display()
+    ))
+}
+
+impl Weights {
+    /// Opens and loads what the arguments name.
+    pub fn open(args: &ModelArgs) -> Result<Self, Box<dyn std::error::Error>> {
+        let checkpoint = checkpoint(args.model.as_deref())?;
+        let mut cpu = cpu(args)?;
+        let loaded = lapidary_model::load(&checkpoint, &mut cpu)?;
+        loaded.notes.iter().for_each(|line| show::note(&format!("note: {line}")));
+        let limits = limits(args, &loaded)?;
+        Ok(Self { checkpoint, loaded, cpu, limits })
+    }
+
+    /// An empty sequence.
+    pub fn session(&self) -> Session {
+        Session::new(&self.loaded.model.info().kv, self.limits)
+    }
+}
+
+impl Ready {
+    /// Opens and loads what the arguments name.
+    pub fn open(args: &ModelArgs) -> Result<Self, Box<dyn std::error::Error>> {
+        let weights = Weights::open(args)?;
+        let text = Text::open(&weights.checkpoint)?;
+        text.notes.iter().for_each(|line| show::note(&format!("note: {line}")));
+        Ok(Self { text, weights })
+    }
+
+    /// The sampling that the flags ask for, over what the checkpoint recommends.
+    pub fn sampling(&self, args: &SamplingArgs) -> Result<Sampling, Box<dyn std::error::Error>> {
+        let d = &self.text.defaults;
+        let sampling = Sampling {
+            temperature: args.temperature.unwrap_or(d.temperature),
+            top_k: args.top_k.unwrap_or(d.top_k),
+            top_p: args.top_p.unwrap_or(d.top_p),
+            min_p: args.min_p.unwrap_or(d.min_p),
+            repetition_penalty: args.repetition_penalty.unwrap_or(d.repetition_penalty),
+            seed: args.seed.unwrap_or_else(seed_from_clock),
+        };
+        sampling.check()?;
+        Ok(sampling)
+    }
+}
+
+fn seed_from_clock() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    // 53 bits, so that the seed survives JSON.
+    now.map_or(0, |d| (d.as_nanos() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 11)
+}
+
+/// Seconds since 1970.
+pub fn now() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| d.as_secs() as i64)
+}
+
+/// The processor that the flags ask for.
+pub fn cpu(args: &ModelArgs) -> Result<Cpu, String> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = args.threads.unwrap_or(cores);
+    if !(1..=1024).contains(&threads) {
+        return Err(format!("--threads {threads}: a number from 1 to 1024 was expected"));
+    }
+    let isa = match args.isa {
+        None => Isa::detect(),
+        Some(IsaArg::Scalar) => Isa::Scalar,
+        Some(IsaArg::Avx2) => Isa::Avx2,
+        Some(IsaArg::Avx512) => Isa::Avx512,
+    };
+    if !Isa::available().contains(&isa) {
+        return Err(format!("--isa {}: this machine does not have it", isa.name()));
+    }
+    let precision = match args.precision {
+        PrecisionArg::Fast => Precision::Fast,
+        PrecisionArg::Exact => Precision::Exact,
+    };
+    Ok(Cpu::new(isa, Arc::new(Pool::new(threads)), precision))
+}
+
+fn limits(args: &ModelArgs, loaded: &Loaded) -> Result<Limits, String> {
+    let most = loaded.model.info().context;
+    let context = args.context.unwrap_or(most.min(DEFAULT_CONTEXT));
+    if !(1..=most).contains(&context) {
+        return Err(format!("--context {context}: this model takes from 1 to {most} tokens"));
+    }
+    if args.chunk == 0 {
+        return Err("--chunk 0: at least 1 was expected".into());
+    }
+    let kv = match args.kv {
+        KvArg::F16 => KvType::F16,
+        KvArg::F32 => KvType::F32,
+    };
+    Ok(Limits { context, chunk: args.chunk, kv })
+}

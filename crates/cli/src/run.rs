@@ -1,0 +1,126 @@
+//! `lapidary run`: one prompt, one answer.
+
+use crate::args::RunArgs;
+use crate::model::{self, Ready};
+use crate::{Outcome, show};
+use lapidary_engine::{Event, Generation, Sampler, Stops, generate};
+use lapidary_formats::chat::Message;
+use lapidary_formats::tokenizer::Detokenizer;
+use std::io::{Read, Write};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Runs the command.
+pub fn run(args: RunArgs) -> Outcome {
+    if !args.json {
+        model::introduce(args.model.model.as_deref());
+    }
+    let mut ready = Ready::open(&args.model)?;
+    let prompt = prompt(&args, &ready)?;
+    let sampling = ready.sampling(&args.sampling)?;
+    let mut sampler = Sampler::new(sampling.clone())?;
+    let ids = if args.ignore_eos { vec![] } else { ready.text.stops.clone() };
+    let stops = Stops { ids, max_tokens: args.max_tokens };
+    let stop = interrupt()?;
+    let mut session = ready.weights.session();
+    let mut out = std::io::stdout().lock();
+    let mut words = Detokenizer::new(&ready.text.tokenizer, true);
+    let mut broken = None;
+    let mut listen = |event| {
+        if let (Event::Token(id), false) = (event, args.json) {
+            let text = words.push(id);
+            broken = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
+        }
+        if stop.load(Ordering::Relaxed) || broken.is_some() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let model = &*ready.weights.loaded.model;
+    let done = generate(
+        model,
+        &mut ready.weights.cpu,
+        &mut session,
+        &prompt,
+        &mut sampler,
+        &stops,
+        &mut listen,
+    )?;
+    if let Some(e) = broken {
+        return Err(e.into());
+    }
+    if args.json {
+        let text = ready.text.tokenizer.decode(&done.ids, true);
+        writeln!(out, "{}", report(&prompt, &text, &done, sampling.seed))?;
+    } else {
+        writeln!(out, "{}", words.finish())?;
+    }
+    Ok(())
+}
+
+/// The prompt's token ids.
+fn prompt(args: &RunArgs, ready: &Ready) -> Result<Vec<u32>, Box<dyn std::error::Error>> {
+    if let Some(ids) = &args.ids {
+        return serde_json::from_str(ids)
+            .map_err(|e| format!("--ids: a JSON array of token ids was expected: {e}").into());
+    }
+    let text = match &args.prompt {
+        Some(text) => text.clone(),
+        None => {
+            let mut text = String::new();
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .map_err(|e| format!("the prompt on standard input: {e}"))?;
+            text
+        }
+    };
+    if args.raw {
+        return Ok(ready.text.encode_plain(&text));
+    }
+    // A base model has no turns; the built-in one tells stories better than it answers.
+    if ready.text.template.is_none() || args.model.model.is_none() && args.system.is_none() {
+        return Ok(ready.text.encode_plain(&text));
+    }
+    let mut messages = Vec::new();
+    messages.extend(args.system.as_deref().map(|s| Message::new("system", s)));
+    messages.push(Message::new("user", &text));
+    Ok(ready.text.encode_rendered(&ready.text.render(&messages, true, model::now())?))
+}
+
+/// Whether Ctrl-C was pressed: the answer ends, and what there is of it is kept.
+fn interrupt() -> Result<Arc<AtomicBool>, Box<dyn std::error::Error>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            // A second time: at once.
+            std::process::exit(130);
+        }
+    })?;
+    Ok(stop)
+}
+
+/// Tokens for each second; 0 for no time.
+pub fn rate(tokens: usize, time: std::time::Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
+}
+
+fn report(prompt: &[u32], text: &str, done: &Generation, seed: u64) -> serde_json::Value {
+    serde_json::json!({
+        "text": text,
+        "ids": done.ids,
+        "prompt_ids": prompt,
+        "finish_reason": done.finish.name(),
+        "seed": seed,
+        "counts": {"prompt": prompt.len(), "generated": done.ids.len()},
+        "timings": {
+            "prefill_seconds": done.prefill_time.as_secs_f64(),
+            "prefill_tokens_per_second": rate(done.prefilled, done.prefill_time),
+            "decode_seconds": done.decode_time.as_secs_f64(),
+            "decode_tokens_per_second": rate(done.steps, done.decode_time),
+        },
+        "peak_resident_bytes": show::peak_resident(),
+    })
+}
