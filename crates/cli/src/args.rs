@@ -65,7 +65,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "N")]
     pub context: Option<usize>,
     /// Tokens of a prompt that one pass takes
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 256)]
     pub chunk: usize,
     /// Instruction set [default: the best of this machine]
     #[arg(long, value_enum, hide_short_help = true)]
@@ -268,7 +268,4 @@ pub struct QuantizeArgs {
     /// Threads that compute [default: one for each core]
     #[arg(long, short, value_name = "N")]
     pub threads: Option<usize>,
-    /// Random weights of the checkpoint's shape instead of its own, from this seed
-    #[arg(long, value_name = "SEED", hide_short_help = true)]
-    pub random: Option<u64>,
 }

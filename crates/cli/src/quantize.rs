@@ -23,7 +23,7 @@ pub fn quantize(args: QuantizeArgs) -> Outcome {
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} tensors, {eta} left") {
         bar.set_style(style);
     }
-    let options = Options { ty, random: args.random };
+    let options = Options { ty };
     let mut progress = |done: usize, all: usize| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);

@@ -156,10 +156,13 @@ impl Packed {
         let mut data = Buffer::zeroed(size).map_err(PackError::OutOfMemory)?;
         let out = SharedMut(data.as_mut_ptr());
         let bad = std::sync::atomic::AtomicUsize::new(usize::MAX);
-        pool.split(panels, 4, &|range| {
+        // Tasks of about a megabyte, so that mapped pages leave soon after they were read.
+        let each = ((1 << 20) / (PANEL * row_bytes)).max(1);
+        pool.run(panels.div_ceil(each), &|task| {
+            let range = task * each..((task + 1) * each).min(panels);
             for panel in range.clone() {
                 let rows = panel * PANEL..((panel + 1) * PANEL).min(n);
-                // SAFETY: each panel is packed by one thread, and the buffer holds all of them.
+                // SAFETY: each panel is packed by one task, and the buffer holds all of them.
                 let dst = unsafe {
                     std::slice::from_raw_parts_mut(out.at(panel * (quads + scales)), quads + scales)
                 };
@@ -252,49 +255,64 @@ fn pack_panel(
         if blocks::check_finite(ty, row).is_err() {
             return Err(lane);
         }
-        match ty {
-            BlockType::F32 => scatter::<4>(row, lane, quads),
-            BlockType::F16 | BlockType::BF16 => scatter::<2>(row, lane, quads),
-            BlockType::Q8_0 => pack_q8_0(row, lane, quads, scales),
-            BlockType::Q4_0 => pack_q4_0(row, lane, quads, scales),
-            BlockType::Q4_K => pack_q45_k::<144>(row, lane, quads, scales),
-            BlockType::Q5_K => pack_q45_k::<176>(row, lane, quads, scales),
-            BlockType::Q6_K => pack_q6_k(row, lane, quads, scales),
-            _ => pack_bytes(ty, row, k, lane, quads, scales),
+    }
+    match ty {
+        BlockType::F32 => interleave::<4>(src, row_bytes, quads),
+        BlockType::F16 | BlockType::BF16 => interleave::<2>(src, row_bytes, quads),
+        _ => {
+            for (lane, row) in src.chunks_exact(row_bytes).enumerate() {
+                match ty {
+                    BlockType::Q8_0 => pack_plain::<34>(row, lane, quads, scales, 0x8080_8080),
+                    BlockType::Q4_0 => pack_plain::<18>(row, lane, quads, scales, 0),
+                    BlockType::Q4_K => pack_q45_k::<144>(row, lane, quads, scales),
+                    BlockType::Q5_K => pack_q45_k::<176>(row, lane, quads, scales),
+                    BlockType::Q6_K => pack_q6_k(row, lane, quads, scales),
+                    _ => pack_bytes(ty, row, k, lane, quads, scales),
+                }
+            }
         }
     }
     Ok(())
 }
 
-/// Element i of the row to place `i * 16 + lane`.
-fn scatter<const SIZE: usize>(row: &[u8], lane: usize, out: &mut [u8]) {
-    for (src, dst) in row.chunks_exact(SIZE).zip(out.chunks_exact_mut(SIZE * PANEL)) {
-        dst[lane * SIZE..(lane + 1) * SIZE].copy_from_slice(src);
+/// Elements of `SIZE` bytes: `[row][k]` to `[k][16]`.
+fn interleave<const SIZE: usize>(src: &[u8], row_bytes: usize, out: &mut [u8]) {
+    if src.len() < PANEL * row_bytes {
+        for (lane, row) in src.chunks_exact(row_bytes).enumerate() {
+            for (src, dst) in row.chunks_exact(SIZE).zip(out.chunks_exact_mut(SIZE * PANEL)) {
+                dst[lane * SIZE..(lane + 1) * SIZE].copy_from_slice(src);
+            }
+        }
+        return;
     }
-}
-
-/// The bytes of a row's block to its lane of consecutive quads.
-fn scatter_quads(bytes: &[u8], lane: usize, quads: &mut [u8], f: impl Fn(u8) -> u8) {
-    for (src, dst) in bytes.chunks_exact(4).zip(quads.chunks_exact_mut(64)) {
-        for (dst, &src) in dst[4 * lane..4 * lane + 4].iter_mut().zip(src) {
-            *dst = f(src);
+    let rows: [&[u8]; PANEL] = std::array::from_fn(|r| &src[r * row_bytes..(r + 1) * row_bytes]);
+    for (k, dst) in out.chunks_exact_mut(SIZE * PANEL).enumerate() {
+        for (row, dst) in rows.iter().zip(dst.chunks_exact_mut(SIZE)) {
+            dst.copy_from_slice(&row[k * SIZE..(k + 1) * SIZE]);
         }
     }
 }
 
-fn pack_q8_0(row: &[u8], lane: usize, quads: &mut [u8], scales: &mut [u8]) {
-    let blocks = row.chunks_exact(34).zip(quads.chunks_exact_mut(512));
-    for ((block, quads), scales) in blocks.zip(scales.chunks_exact_mut(32)) {
-        scales[2 * lane..2 * lane + 2].copy_from_slice(&block[..2]);
-        scatter_quads(&block[2..], lane, quads, |w| w ^ 0x80);
+/// The bytes of a row's block to its lane of consecutive quads, each exclusive-ored with `flip`.
+fn scatter_quads(bytes: &[u8], lane: usize, quads: &mut [u8], flip: u32) {
+    for (src, dst) in bytes.chunks_exact(4).zip(quads.chunks_exact_mut(64)) {
+        let word = u32::from_le_bytes([src[0], src[1], src[2], src[3]]) ^ flip;
+        dst[4 * lane..4 * lane + 4].copy_from_slice(&word.to_le_bytes());
     }
 }
 
-fn pack_q4_0(row: &[u8], lane: usize, quads: &mut [u8], scales: &mut [u8]) {
-    let blocks = row.chunks_exact(18).zip(quads.chunks_exact_mut(256));
-    for ((block, quads), scales) in blocks.zip(scales.chunks_exact_mut(32)) {
+/// Q8_0 and Q4_0: blocks of `BYTES`, a half and then the integers.
+fn pack_plain<const BYTES: usize>(
+    row: &[u8],
+    lane: usize,
+    quads: &mut [u8],
+    scales: &mut [u8],
+    flip: u32,
+) {
+    let blocks = row.chunks_exact(BYTES).zip(quads.chunks_exact_mut((BYTES - 2) * PANEL));
+    for ((block, quads), scales) in blocks.zip(scales.chunks_exact_mut(2 * PANEL)) {
         scales[2 * lane..2 * lane + 2].copy_from_slice(&block[..2]);
-        scatter_quads(&block[2..], lane, quads, |w| w);
+        scatter_quads(&block[2..], lane, quads, flip);
     }
 }
 
@@ -311,8 +329,8 @@ fn pack_q45_k<const BYTES: usize>(row: &[u8], lane: usize, quads: &mut [u8], sca
             scales[192 + 16 * j + lane] = min;
         }
         let (nibbles, fifth) = quads.split_at_mut(2048);
-        scatter_quads(&block[BYTES - 128..], lane, nibbles, |w| w);
-        scatter_quads(&block[16..BYTES - 128], lane, fifth, |w| w);
+        scatter_quads(&block[BYTES - 128..], lane, nibbles, 0);
+        scatter_quads(&block[16..BYTES - 128], lane, fifth, 0);
     }
 }
 
@@ -323,7 +341,7 @@ fn pack_q6_k(row: &[u8], lane: usize, quads: &mut [u8], scales: &mut [u8]) {
         for j in 0..16 {
             scales[32 + 16 * j + lane] = block[192 + j];
         }
-        scatter_quads(&block[..192], lane, quads, |w| w);
+        scatter_quads(&block[..192], lane, quads, 0);
     }
 }
 
@@ -344,6 +362,6 @@ fn pack_bytes(
             scales[64 * i + 4 * lane..64 * i + 4 * lane + 4].copy_from_slice(&v.to_le_bytes());
         }
         let bytes = parts.q.map(|q| (q as u8) ^ 0x80);
-        scatter_quads(&bytes, lane, &mut quads[kb * 512..(kb + 1) * 512], |w| w);
+        scatter_quads(&bytes, lane, &mut quads[kb * 512..(kb + 1) * 512], 0);
     }
 }

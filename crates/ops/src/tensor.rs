@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex};
 pub(crate) struct FreeList(Mutex<Vec<Vec<f32>>>);
 
 /// How many buffers wait for their next use.
-const KEEP: usize = 16;
+const KEEP: usize = 8;
 
 impl FreeList {
     /// A buffer of `len` values, whatever they are.
     fn take(&self, len: usize) -> Vec<f32> {
         let mut free = self.0.lock().unwrap_or_else(|e| e.into_inner());
         let best = (free.iter().enumerate())
-            .filter(|(_, v)| v.capacity() >= len)
+            // A much larger one would be missed where it is needed.
+            .filter(|(_, v)| (len..=4 * len + 1024).contains(&v.capacity()))
             .min_by_key(|(_, v)| v.capacity())
             .map(|(i, _)| i);
         let mut v = best.map_or_else(|| Vec::with_capacity(len), |i| free.swap_remove(i));
@@ -26,9 +27,11 @@ impl FreeList {
 
     fn give(&self, v: Vec<f32>) {
         let mut free = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        if free.len() < KEEP {
-            free.push(v);
+        if free.len() == KEEP {
+            // The longest unused goes.
+            free.remove(0);
         }
+        free.push(v);
     }
 }
 

@@ -13,8 +13,6 @@ use std::sync::Mutex;
 pub struct Options {
     /// Type of the matrices; norms, biases and position tables stay F32.
     pub ty: BlockType,
-    /// Weights drawn from this seed instead of the checkpoint's: for measurements.
-    pub random: Option<u64>,
 }
 
 /// What was made.
@@ -64,7 +62,7 @@ pub fn quantize(
     let mut file = gguf::create(path, &metadata, &specs)?;
     for (i, p) in plans.iter().enumerate() {
         progress(i, plans.len());
-        let values = changed(p, options.random)?;
+        let values = changed(p)?;
         let (bytes, error) = convert(&values, p, pool);
         report.bytes.0 += p.from.bytes.len() as u64;
         report.bytes.1 += bytes.len() as u64;
@@ -164,13 +162,9 @@ fn text(checkpoint: &Checkpoint, dir: &Path, metadata: &mut Metadata) -> Result<
 }
 
 /// A tensor's values after its change.
-fn changed(p: &Plan, random: Option<u64>) -> Result<Vec<f32>> {
+fn changed(p: &Plan) -> Result<Vec<f32>> {
     let ty = block_type(p.from.dtype).map_err(|e| p.from.wrong(e))?;
     let mut values = vec![0.0; p.from.elements()];
-    if let Some(seed) = random.filter(|_| p.shape.len() == 2) {
-        draw(seed, &p.name, &mut values);
-        return Ok(values);
-    }
     blocks::dequantize(ty, &p.from.bytes, &mut values);
     if let Some(i) = values.iter().position(|v| !v.is_finite()) {
         return Err(p.from.wrong(format!("element {i} is {}", values[i])));
@@ -208,17 +202,6 @@ fn changed(p: &Plan, random: Option<u64>) -> Result<Vec<f32>> {
         }
     }
     Ok(values)
-}
-
-/// Values between -0.05 and 0.05: logits stay finite in any model.
-fn draw(seed: u64, name: &str, values: &mut [f32]) {
-    let mut state =
-        name.bytes().fold(seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    for v in values {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        *v = ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.1;
-    }
 }
 
 /// The blocks, and the error where something was lost.
