@@ -19,14 +19,24 @@ pub struct FormatError {
 pub type Result<T> = std::result::Result<T, FormatError>;
 
 impl FormatError {
-    /// An error about `field` of `file`.
+    /// An error about `field` of `file`. Control characters, which a file's own words may hold, are
+    /// escaped: a message is one line and leaves the terminal alone.
     pub fn new(
         file: impl fmt::Display,
         field: impl fmt::Display,
         problem: impl fmt::Display,
     ) -> Self {
-        Self { file: file.to_string(), field: field.to_string(), problem: problem.to_string() }
+        Self { file: line(&file), field: line(&field), problem: line(&problem) }
     }
+}
+
+fn line(text: &dyn fmt::Display) -> String {
+    let text = text.to_string();
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+    text.chars().map(escaped).collect()
 }
 
 impl fmt::Display for FormatError {

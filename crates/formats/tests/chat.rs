@@ -137,6 +137,48 @@ fn control_tokens_that_people_spell_are_marked() {
 }
 
 #[test]
+fn control_tokens_are_marked_wherever_people_can_write() {
+    let control = ["<end>".to_owned()];
+    let mut message = Message::new("user", "x");
+    message.extra.insert("tool_calls".into(), serde_json::json!([{"name": "a<end>"}]));
+    let options = RenderOptions {
+        control: &control,
+        tools: Some(serde_json::json!([{"description": "b<end>"}])),
+        extra: serde_json::Map::from_iter([("hint".to_owned(), "c<end>".into())]),
+        ..plain()
+    };
+    let source = "{{ messages[0].tool_calls[0].name }}{{ tools[0].description }}{{ hint }}<end>";
+    let template = ChatTemplate::from_jinja(source, "t").unwrap();
+    let got = template.render(&[message], &options).unwrap();
+    assert_eq!(got.text, "a<end>b<end>c<end><end>");
+    assert_eq!(got.literal, [1..6, 7..12, 13..18]);
+}
+
+#[test]
+fn a_control_token_that_the_template_changes_is_no_longer_one() {
+    let control = ["<end>".to_owned()];
+    let options = RenderOptions { control: &control, ..plain() };
+    let template = ChatTemplate::from_jinja("{{ messages[0].content | upper }}", "t").unwrap();
+    let got = template.render(&[Message::new("user", "a <end>")], &options).unwrap();
+    assert_eq!((got.text.as_str(), got.literal), ("A <END>", vec![]));
+}
+
+#[test]
+fn a_template_s_words_in_an_error_are_one_short_line() {
+    let long = format!("{{{{ raise_exception('{}') }}}}", "x".repeat(10_000));
+    for (source, want) in [
+        ("{{ raise_exception('a\\n\u{1b}[2Jb') }}", "the template refuses: a\\n\\u{1b}[2Jb"),
+        ("{{ strftime_now('%\u{5}') }}", "strftime_now: %\\u{5} is not supported"),
+        (&long, "xxx…"),
+    ] {
+        let template = ChatTemplate::from_jinja(source, "t").unwrap();
+        let error = template.render(&[Message::new("user", "x")], &plain()).unwrap_err();
+        assert!(error.to_string().ends_with(want), "{error}");
+        assert!(error.to_string().chars().count() < 400);
+    }
+}
+
+#[test]
 fn hostile_templates_end_with_an_error() {
     for source in [
         "{% for i in range(1000000000) %}x{% endfor %}",

@@ -11,6 +11,7 @@
 mod builtin;
 mod jinja;
 
+use crate::names::shorten;
 use crate::{FormatError, Result};
 pub use builtin::Builtin;
 use serde::{Deserialize, Serialize};
@@ -98,8 +99,8 @@ impl ChatTemplate {
     /// # Errors
     /// If it is too long or no Jinja.
     pub fn from_jinja(source: &str, name: &str) -> Result<Self> {
-        let jinja =
-            jinja::Jinja::new(source).map_err(|e| FormatError::new(name, "chat template", e))?;
+        let jinja = jinja::Jinja::new(source)
+            .map_err(|e| FormatError::new(name, "chat template", shorten(e)))?;
         Ok(Self { kind: Kind::Jinja(Box::new(jinja)), name: name.to_owned() })
     }
 
@@ -142,19 +143,29 @@ impl ChatTemplate {
     /// # Errors
     /// If the template refuses the conversation, or breaks.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
-        let wrong = |problem: String| FormatError::new(&self.name, "chat template", problem);
+        let wrong =
+            |problem: String| FormatError::new(&self.name, "chat template", shorten(problem));
         if let Some(m) = messages.iter().find(|m| m.role.is_empty()) {
             return Err(wrong(format!("a turn without a role: {}", m.content)));
         }
-        let marker =
-            free_character(messages).ok_or_else(|| wrong("too many odd characters".into()))?;
+        let marker = free_character(messages, options)
+            .ok_or_else(|| wrong("too many odd characters".into()))?;
         let marked: Vec<Message> = messages
             .iter()
-            .map(|m| Message { content: mark(&m.content, options.control, marker), ..m.clone() })
+            .map(|m| Message {
+                role: m.role.clone(),
+                content: mark(&m.content, options.control, marker),
+                extra: mark_fields(&m.extra, options.control, marker),
+            })
             .collect();
+        let options = RenderOptions {
+            tools: options.tools.as_ref().map(|t| mark(t, options.control, marker)),
+            extra: mark_fields(&options.extra, options.control, marker),
+            ..options.clone()
+        };
         let text = match &self.kind {
-            Kind::Jinja(j) => j.render(&marked, options).map_err(wrong)?,
-            Kind::Builtin(b) => b.render(&marked, options).map_err(wrong)?,
+            Kind::Jinja(j) => j.render(&marked, &options).map_err(wrong)?,
+            Kind::Builtin(b) => b.render(&marked, &options).map_err(wrong)?,
         };
         Ok(unmark(&text, options.control, marker))
     }
@@ -234,9 +245,9 @@ fn in_config<'a>(config: &'a Value, name: &str) -> Result<Option<&'a str>> {
     }
 }
 
-/// A private-use character that no message holds.
-fn free_character(messages: &[Message]) -> Option<char> {
-    let all = serde_json::to_string(messages).ok()?;
+/// A private-use character that neither a message nor a variable holds.
+fn free_character(messages: &[Message], options: &RenderOptions) -> Option<char> {
+    let all = serde_json::to_string(&(messages, &options.tools, &options.extra)).ok()?;
     ('\u{f8f0}'..='\u{f8ff}').find(|c| !all.contains(*c))
 }
 
@@ -245,16 +256,18 @@ fn mark(value: &Value, control: &[String], marker: char) -> Value {
     match value {
         Value::String(s) => Value::String(mark_text(s, control, marker)),
         Value::Array(a) => a.iter().map(|v| mark(v, control, marker)).collect(),
-        Value::Object(o) => {
-            let marked = |(k, v): (&String, &Value)| {
-                // A part's type is the template's business, not a person's words.
-                let v = if k == "type" { v.clone() } else { mark(v, control, marker) };
-                (k.clone(), v)
-            };
-            Value::Object(o.iter().map(marked).collect())
-        }
+        Value::Object(o) => Value::Object(mark_fields(o, control, marker)),
         other => other.clone(),
     }
+}
+
+fn mark_fields(o: &Map<String, Value>, control: &[String], marker: char) -> Map<String, Value> {
+    let marked = |(k, v): (&String, &Value)| {
+        // A part's type is the template's business, not a person's words.
+        let v = if k == "type" { v.clone() } else { mark(v, control, marker) };
+        (k.clone(), v)
+    };
+    o.iter().map(marked).collect()
 }
 
 fn mark_text(text: &str, control: &[String], marker: char) -> String {
@@ -284,10 +297,10 @@ fn unmark(marked: &str, control: &[String], marker: char) -> Rendered {
         }
     }
     let literal = (starts.into_iter())
-        .map(|start| {
+        .filter_map(|start| {
+            // None where the template changed the words, to upper case for example.
             let spelt = control.iter().filter(|c| text[start..].starts_with(c.as_str()));
-            let length = spelt.map(String::len).max().unwrap_or(0);
-            start..start + length
+            spelt.map(String::len).max().map(|length| start..start + length)
         })
         .collect();
     Rendered { text, literal }
