@@ -1,0 +1,119 @@
+//! Writes the seed corpus: `seeds DIR` makes a folder for each target, with small files that the
+//! project's own writers make, so that a fuzzer starts beyond the first magic number.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lapidary_formats::gguf::{self, Array, Metadata, Value};
+use lapidary_formats::{DType, TensorSpec, safetensors};
+
+type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> Result {
+    let dir: PathBuf = std::env::args_os().nth(1).ok_or("usage: seeds DIR")?.into();
+    write_gguf(&folder(&dir, "gguf")?)?;
+    write_safetensors(&folder(&dir, "safetensors")?)?;
+    write_templates(&folder(&dir, "template")?)
+}
+
+fn folder(dir: &Path, target: &str) -> Result<PathBuf> {
+    let path = dir.join(target);
+    fs::create_dir_all(&path)?;
+    Ok(path)
+}
+
+fn write_gguf(dir: &Path) -> Result {
+    let mut keys = Metadata::new("seed");
+    gguf::create(&dir.join("empty"), &keys, &[])?.finish()?;
+    for (key, value) in every_value() {
+        keys.insert(key, value)?;
+    }
+    gguf::create(&dir.join("keys"), &keys, &[])?.finish()?;
+
+    let mut model = Metadata::new("seed");
+    model.insert("general.architecture", "llama")?;
+    model.insert("general.alignment", 32u32)?;
+    model.insert("llama.block_count", 1u32)?;
+    model.insert("tokenizer.ggml.tokens", vec!["<s>".to_owned(), "▁a".to_owned()])?;
+    // One tensor of each type: a row of two blocks, or of two values.
+    let typed = DType::ALL.into_iter().filter(|t| t.ggml_id().is_some());
+    let tensors = |types: &mut dyn Iterator<Item = DType>| -> Vec<TensorSpec> {
+        types.map(|t| TensorSpec::new(t.name(), t, [1, 2 * t.block_len()])).collect()
+    };
+    write_tensors_gguf(&dir.join("plain"), &model, &tensors(&mut [DType::F32].into_iter()))?;
+    write_tensors_gguf(&dir.join("every_type"), &model, &tensors(&mut typed.into_iter()))
+}
+
+/// A key of each type, and arrays of several.
+fn every_value() -> Vec<(&'static str, Value)> {
+    let nested = Array::Array(vec![Array::I32(vec![1, -2]), Array::Str(vec!["é".into()])]);
+    vec![
+        ("u8", 200u8.into()),
+        ("i8", (-3i8).into()),
+        ("u16", 60_000u16.into()),
+        ("i16", (-300i16).into()),
+        ("u32", 7u32.into()),
+        ("i32", (-7i32).into()),
+        ("f32", 0.5f32.into()),
+        ("bool", true.into()),
+        ("str", "text".into()),
+        ("u64", (1u64 << 40).into()),
+        ("i64", i64::MIN.into()),
+        ("f64", 0.1f64.into()),
+        ("strs", vec!["a".to_owned(), String::new()].into()),
+        ("floats", vec![-1.0f32, f32::INFINITY].into()),
+        ("bools", vec![true, false].into()),
+        ("nested", Value::Array(nested)),
+    ]
+}
+
+fn write_tensors_gguf(path: &Path, keys: &Metadata, tensors: &[TensorSpec]) -> Result {
+    let mut writer = gguf::create(path, keys, tensors)?;
+    for tensor in tensors {
+        writer.write(&tensor.name, &vec![1; tensor.dtype.bytes_for(&tensor.shape)?])?;
+    }
+    Ok(writer.finish()?)
+}
+
+fn write_safetensors(dir: &Path) -> Result {
+    let none = BTreeMap::new();
+    safetensors::create(&dir.join("empty"), &[], &none)?.finish()?;
+    let tensors = [
+        TensorSpec::new("model.embed_tokens.weight", DType::BF16, [2, 3]),
+        TensorSpec::new("model.norm.weight", DType::F32, [3]),
+        TensorSpec::new("scalar", DType::I64, []),
+        TensorSpec::new("nothing \"é\"\n", DType::F16, [0, 4]),
+    ];
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let mut writer = safetensors::create(&dir.join("four"), &tensors, &metadata)?;
+    for tensor in &tensors {
+        writer.write(&tensor.name, &vec![1; tensor.dtype.bytes_for(&tensor.shape)?])?;
+    }
+    Ok(writer.finish()?)
+}
+
+fn write_templates(dir: &Path) -> Result {
+    for (i, template) in TEMPLATES.iter().enumerate() {
+        fs::write(dir.join(i.to_string()), template)?;
+    }
+    Ok(())
+}
+
+/// Between them: every kind of statement and the helpers that published templates use.
+const TEMPLATES: [&str; 7] = [
+    "{{ bos_token }}{%- for m in messages -%}{% if m.role == 'user' %}{{ '[' + m.content | trim + ']' }}\
+     {% elif loop.first %}{{ m['content'] }}{% else %}{{ raise_exception('roles') }}{% endif %}{%- endfor -%}",
+    "{% macro turn(role, text='') %}<{{ role }}>{{ text }}<end_of_turn>{% endmacro %}\
+     {% for m in messages %}{{ turn(m.role, m.content) }}{% endfor %}{% if add_generation_prompt %}<model>{% endif %}",
+    "{% set ns = namespace(n=0, s='') %}{% for m in messages[1:] %}{% set ns.n = ns.n + 1 %}\
+     {% set ns.s = ns.s ~ m.content.strip().split('é')[0].upper() %}{% endfor %}{{ ns.s ~ (ns.n * 2 % 3) }}",
+    "{{ messages | tojson(indent=2) }}{{ messages | map(attribute='role') | join(', ') }}{{ strftime_now('%d %b %Y') }}",
+    "{% generation %}{{ range(3) | list | length }}{% endgeneration %}{# note #}{% filter upper %}a{% endfilter %}\
+     {% for i in range(9) %}{% if i is odd %}{% continue %}{% elif i > 6 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+    "{{ messages | selectattr('role', 'equalto', 'user') | first | items }}{{ (tools or []) | length }}{{ 'ab'[::-1] }}{{ 7 // 2 ** 2 }}\
+     {{ x.y is defined and not none }}{{ {'a': 1}.get('b', 'c').replace('c', '<end') }}",
+    "{% for m in messages %}{% for p in m.content %}{{ p.text if p.type == 'text' else p.keys() }}{% endfor %}{% endfor %}\0\
+     [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"<end_of_turn>\"}], \"tool_calls\": [{\"a\": [null, 1e3]}]}]",
+];
