@@ -152,8 +152,8 @@ impl Session {
         let same = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         let len = same.min(tokens.len().saturating_sub(1));
         // A window that has moved on can't be moved back: then all is computed anew.
-        let whole = self.tables.iter_mut().fold(true, |ok, t| t.rewind(len) && ok);
-        if whole {
+        let kept = self.tables.iter_mut().filter_map(|t| t.rewind(len).then_some(())).count();
+        if kept == self.tables.len() {
             self.tokens.truncate(len);
         } else {
             self.reset();

@@ -155,7 +155,7 @@ fn every_type_survives_both_formats() {
         assert_eq!(tensor.bytes[..], fill(spec), "{}", spec.name);
     }
     let start = gguf[0].bytes.as_ptr() as usize;
-    assert!(gguf.iter().all(|t| (t.bytes.as_ptr() as usize - start) % 4096 == 0));
+    assert!(gguf.iter().all(|t| (t.bytes.as_ptr() as usize - start).is_multiple_of(4096)));
 }
 
 #[test]

@@ -203,7 +203,7 @@ fn rope(text: &Config, architecture: &str, out: &mut Metadata) -> Result<()> {
 fn pattern(text: &Config, info: &lapidary_model::Info, out: &mut Metadata) -> Result<()> {
     let local: Vec<bool> =
         info.kv.layers.iter().map(|l| info.kv.groups[l.group].is_some()).collect();
-    let fits = |n: usize| local.iter().enumerate().all(|(i, l)| *l == !(i + 1).is_multiple_of(n));
+    let fits = |n: usize| local.iter().enumerate().all(|(i, l)| *l != (i + 1).is_multiple_of(n));
     match (1..=local.len() + 1).find(|n| fits(*n)) {
         Some(6) => Ok(()),
         Some(n) => out.insert("gemma3.attention.sliding_window_pattern", n as u32),

@@ -15,7 +15,12 @@ fn main() -> Result {
     let dir: PathBuf = std::env::args_os().nth(1).ok_or("usage: seeds DIR")?.into();
     write_gguf(&folder(&dir, "gguf")?)?;
     write_safetensors(&folder(&dir, "safetensors")?)?;
-    write_templates(&folder(&dir, "template")?)
+    write_templates(&folder(&dir, "template")?)?;
+    fs::write(folder(&dir, "sentencepiece")?.join("small"), sentencepiece())?;
+    for (i, json) in TOKENIZERS.iter().enumerate() {
+        fs::write(folder(&dir, "tokenizer_json")?.join(i.to_string()), json)?;
+    }
+    Ok(())
 }
 
 fn folder(dir: &Path, target: &str) -> Result<PathBuf> {
@@ -93,6 +98,32 @@ fn write_safetensors(dir: &Path) -> Result {
     }
     Ok(writer.finish()?)
 }
+
+/// A model of a few pieces of every kind, as a protocol buffer.
+fn sentencepiece() -> Vec<u8> {
+    let pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("<0x41>", 6), ("\u{2581}", 1), ("a", 1)];
+    let more = [("\u{2581}a", 1), ("  ", 4), ("ab", 5)];
+    let mut out = Vec::new();
+    for (i, (text, kind)) in pieces.into_iter().chain(more).enumerate() {
+        let mut piece = vec![0x0a, text.len() as u8];
+        piece.extend(text.as_bytes());
+        piece.push(0x15);
+        piece.extend((-(i as f32)).to_le_bytes());
+        piece.extend([0x18, kind]);
+        out.extend([0x0a, piece.len() as u8]);
+        out.extend(piece);
+    }
+    // trainer_spec: BPE, byte fallback; normalizer_spec: no squeezing of spaces.
+    out.extend([0x12, 5, 0x18, 2, 0x98, 0x02, 1, 0x1a, 2, 0x20, 0]);
+    out
+}
+
+/// The forms of Gemma, Llama and GPT-2.
+const TOKENIZERS: [&str; 3] = [
+    r#"{"added_tokens":[{"id":0,"content":"<bos>","special":true}],"normalizer":{"type":"Replace","pattern":{"String":" "},"content":"\u2581"},"pre_tokenizer":{"type":"Split","pattern":{"String":" "},"behavior":"MergedWithPrevious"},"post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<bos>"}},{"Sequence":{"id":"A"}}],"special_tokens":{"<bos>":{"ids":[0]}}},"decoder":{"type":"Sequence","decoders":[{"type":"ByteFallback"},{"type":"Fuse"}]},"model":{"type":"BPE","unk_token":"<unk>","fuse_unk":true,"byte_fallback":true,"vocab":{"<bos>":0,"<unk>":1,"\u2581":2,"a":3,"\u2581a":4,"<0x41>":5},"merges":[["\u2581","a"]]}}"#,
+    r#"{"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"\u2581"},{"type":"Replace","pattern":{"String":" "},"content":"\u2581"}]},"decoder":{"type":"Strip","content":" ","start":1},"model":{"vocab":{"<unk>":0,"\u2581":1,"t":2,"\u2581t":3},"merges":["\u2581 t"]}}"#,
+    r#"{"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},{"type":"ByteLevel","add_prefix_space":false}]},"model":{"type":"BPE","ignore_merges":true,"vocab":{"a":0,"b":1,"ab":2,"\u0120":3},"merges":["a b"]}}"#,
+];
 
 fn write_templates(dir: &Path) -> Result {
     for (i, template) in TEMPLATES.iter().enumerate() {

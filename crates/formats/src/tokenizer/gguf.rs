@@ -5,6 +5,7 @@ use super::huggingface::{self, byte_level};
 use super::sentencepiece::{self, Spm};
 use super::{Kind, MARKERS, Piece, Scheme, SpecialIds, Tokenizer};
 use crate::gguf::Metadata;
+use crate::names::quote;
 use crate::{FormatError, Result};
 use std::path::Path;
 
@@ -204,7 +205,7 @@ pub(super) fn load(v: GgufVocab, file: &str) -> Result<Tokenizer> {
             if let Some(pre) = v.pre.as_deref().filter(|p| !GPT2_PRE.contains(p)) {
                 return wrong(
                     "pre",
-                    format!("\"{pre}\" is not supported; {} are", GPT2_PRE.join(", ")),
+                    format!("{} is not supported; {} are", quote(pre), GPT2_PRE.join(", ")),
                 );
             }
             let Some(merges) = v.merges else {
@@ -223,7 +224,7 @@ pub(super) fn load(v: GgufVocab, file: &str) -> Result<Tokenizer> {
             Ok(tokenizer)
         }
         other => {
-            wrong("model", format!("\"{other}\" is not supported; \"llama\" and \"gpt2\" are"))
+            wrong("model", format!("{} is not supported; \"llama\" and \"gpt2\" are", quote(other)))
         }
     }
 }

@@ -4,6 +4,7 @@
 use super::bpe::Bpe;
 use super::decode::Bytes;
 use super::{GgufVocab, Kind, Piece, Scheme, SpecialIds, Tokenizer, bytelevel, sentencepiece};
+use crate::names::{quote, shorten};
 use crate::{FormatError, Result};
 use serde::Deserialize;
 use serde_json::Value;
@@ -67,6 +68,15 @@ impl Merge {
             Merge::Line(s) => s.split_once(' '),
         }
     }
+}
+
+/// Where the JSON breaks off or does not fit, in one printable line.
+fn json_error(file: &str, e: &serde_json::Error) -> FormatError {
+    FormatError::new(
+        file,
+        format!("line {} column {}", e.line(), e.column()),
+        shorten(e.to_string().replace(char::is_control, " ")),
+    )
 }
 
 /// Bytes of a tokenizer file.
@@ -133,11 +143,11 @@ fn apply_config(tokenizer: &mut Tokenizer, config: &Value, whole: bool) {
 }
 
 pub(super) fn from_json(bytes: &[u8], file: &str) -> Result<Tokenizer> {
-    let parsed: File = serde_json::from_slice(bytes).map_err(|e| FormatError::new(file, "", e))?;
+    let parsed: File = serde_json::from_slice(bytes).map_err(|e| json_error(file, &e))?;
     let refuse = |field: &str, problem: String| Err(FormatError::new(file, field, problem));
     let model = &parsed.model;
     if let Some(kind) = model.kind.as_deref().filter(|k| *k != "BPE") {
-        return refuse("model.type", format!("\"{kind}\" is not supported; BPE is"));
+        return refuse("model.type", format!("{} is not supported; BPE is", quote(kind)));
     }
     if model.dropout.is_some_and(|d| d != 0.0) {
         return refuse("model.dropout", "is for training and not supported".into());
@@ -147,7 +157,7 @@ pub(super) fn from_json(bytes: &[u8], file: &str) -> Result<Tokenizer> {
         ("model.end_of_word_suffix", &model.end_of_word_suffix),
     ] {
         if let Some(v) = value.as_deref().filter(|v| !v.is_empty()) {
-            return refuse(field, format!("\"{v}\" is not supported"));
+            return refuse(field, format!("{} is not supported", quote(v)));
         }
     }
     let mut scheme = scheme(&parsed, file)?;
@@ -208,7 +218,7 @@ fn pieces(parsed: &File, scheme: &Scheme, file: &str) -> Result<Vec<Piece>> {
     }
     for a in &parsed.added_tokens {
         if a.single_word {
-            let problem = format!("single_word of \"{}\" is not supported", a.content);
+            let problem = format!("single_word of {} is not supported", quote(&a.content));
             return Err(FormatError::new(file, "added_tokens", problem));
         }
         let kind = if a.special { Kind::Control } else { Kind::UserDefined };
@@ -223,8 +233,7 @@ fn pieces(parsed: &File, scheme: &Scheme, file: &str) -> Result<Vec<Piece>> {
 pub(super) fn gguf_vocab(dir: &Path) -> Result<GgufVocab> {
     let path = dir.join("tokenizer.json");
     let file = path.display().to_string();
-    let parsed: File =
-        serde_json::from_slice(&read(&path)?).map_err(|e| FormatError::new(&file, "", e))?;
+    let parsed: File = serde_json::from_slice(&read(&path)?).map_err(|e| json_error(&file, &e))?;
     let scheme = scheme(&parsed, &file)?;
     if scheme != (Scheme::ByteLevel { prefix: false, words: true, digits: false }) {
         let problem = "only GPT-2's form can be written to GGUF without a tokenizer.model";
@@ -274,7 +283,7 @@ fn flag(value: &Value, key: &str, default: bool) -> bool {
 /// Reads normaliser, pre-tokenizer and decoder as one of the schemes that we know.
 fn scheme(parsed: &File, file: &str) -> Result<Scheme> {
     let refuse = |field: &str, v: &Value| {
-        let short: String = v.to_string().chars().take(120).collect();
+        let short = shorten(v.to_string());
         Err(FormatError::new(file, field, format!("{short} is not supported")))
     };
     let (mut prefix, mut replaced) = (false, false);
@@ -362,7 +371,7 @@ fn added_around(post: &Option<Value>, file: &str) -> Result<(Vec<u32>, Vec<u32>)
                 }
             }
             other => {
-                let problem = format!("\"{other}\" is not supported");
+                let problem = format!("{} is not supported", quote(other));
                 return Err(FormatError::new(file, "post_processor", problem));
             }
         }
@@ -431,7 +440,9 @@ fn merges<'a>(
             (Some(a), Some(b), Some(whole)) => bpe.add_pair(a, b, rank as u32, whole),
             _ => {
                 return Err(wrong(format!(
-                    "{a:?} and {b:?}: not all in the vocabulary, or not their union"
+                    "{} and {}: not all in the vocabulary",
+                    quote(a),
+                    quote(b)
                 )));
             }
         }
@@ -441,7 +452,7 @@ fn merges<'a>(
 
 pub(super) fn from_vocab_and_merges(vocab: &[u8], merges: &str, file: &str) -> Result<Tokenizer> {
     let vocab: HashMap<String, u32> =
-        serde_json::from_slice(vocab).map_err(|e| FormatError::new(file, "", e))?;
+        serde_json::from_slice(vocab).map_err(|e| json_error(file, &e))?;
     let lines = merges.lines().filter(|l| !l.starts_with("#version") && !l.is_empty());
     let parsed = File {
         added_tokens: Vec::new(),

@@ -1,0 +1,182 @@
+//! The program as a user runs it, on the built-in model and on files made here.
+
+use serde_json::Value;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+fn run(args: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lapidary"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn good(args: &[&str], input: &str) -> String {
+    let out = run(args, input);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// What is said on standard error when a command fails.
+fn bad(args: &[&str], input: &str) -> String {
+    let out = run(args, input);
+    assert!(!out.status.success(), "{args:?} succeeded");
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+/// A file of this test, in a folder of its own.
+fn file(test: &str, name: &str) -> PathBuf {
+    let dir = std::env::temp_dir().join(format!("lapidary-{test}-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    dir.join(name)
+}
+
+/// The built-in model as a file.
+fn model() -> String {
+    format!("{}/../../models/default-Q8_0.gguf", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn the_built_in_model_continues_a_story_as_its_reference_does() {
+    let args = ["run", "Once upon a time", "--temperature", "0", "--max-tokens", "60", "--json"];
+    let report: Value = serde_json::from_str(&good(&args, "")).unwrap();
+    let text = report["text"].as_str().unwrap();
+    assert!(text.starts_with(", there was a little girl named Lily."), "{text}");
+    assert_eq!(report["prompt_ids"], serde_json::json!([2, 973, 771, 267, 531]));
+    assert_eq!(report["finish_reason"], "length");
+    assert_eq!(report["counts"]["generated"], 60);
+    // The same from standard input, from ids, with other threads and chunks.
+    let plain = good(&["run", "--temperature", "0", "--max-tokens", "60"], "Once upon a time");
+    assert_eq!(plain.trim_end(), text);
+    for extra in [["--threads", "1"], ["--chunk", "2"], ["--isa", "scalar"]] {
+        let args =
+            ["run", "--ids", "[2,973,771,267,531]", "--temperature", "0", "--max-tokens", "60"];
+        assert_eq!(good(&[&args[..], &extra].concat(), "").trim_end(), text, "{extra:?}");
+    }
+}
+
+#[test]
+fn a_seed_repeats_and_is_reported() {
+    let args = |seed| {
+        ["run", "The cat", "--temperature", "1", "--seed", seed, "--max-tokens", "20", "--json"]
+    };
+    let run = |seed| serde_json::from_str::<Value>(&good(&args(seed), "")).unwrap();
+    let (a, b, c) = (run("7"), run("7"), run("8"));
+    assert_eq!(a["ids"], b["ids"]);
+    assert_ne!(a["ids"], c["ids"]);
+    assert_eq!(a["seed"], 7);
+}
+
+#[test]
+fn a_chat_from_a_pipe_keeps_its_turns() {
+    let saved = file("chat", "saved.json");
+    let script = format!(
+        "/set temperature 0\n/system Be brief.\nHello\nAnd you?\n/save {0}\n/reset\n/load {0}\n/set nonsense 1\n/bogus\n/stats\n/exit\nnever",
+        saved.display()
+    );
+    let out = run(&["chat", "--max-tokens", "12"], &script);
+    assert!(out.status.success());
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(
+        said.contains("nonsense is no setting") && said.contains("/bogus is no command"),
+        "{said}"
+    );
+    assert!(said.contains("4 turns from"), "{said}");
+    let turns: Vec<Value> = serde_json::from_slice(&std::fs::read(&saved).unwrap()).unwrap();
+    let roles: Vec<&str> = turns.iter().map(|t| t["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["system", "user", "assistant", "user", "assistant"]);
+    assert!(String::from_utf8(out.stdout).unwrap().contains("context"), "/stats prints");
+}
+
+#[test]
+fn tokens_go_there_and_back() {
+    let lines = "\"Once upon a time\"\n\"<end_of_turn> é\"\n";
+    let ids = good(&["tokenize", "--model", &model()], lines);
+    assert_eq!(ids.lines().next(), Some("[973,771,267,531]"));
+    assert_eq!(good(&["tokenize", "--model", &model(), "--decode"], &ids), lines);
+    let special = good(&["tokenize", "--model", &model(), "--special"], lines);
+    assert_ne!(ids, special, "the control token is parsed when asked for");
+    assert!(bad(&["tokenize"], "no json\n").contains("line 1"));
+    assert!(bad(&["tokenize", "--decode"], "[99999]\n").contains("99999"));
+}
+
+#[test]
+fn a_template_renders() {
+    let messages = file("template", "m.json");
+    std::fs::write(&messages, r#"[{"role":"system","content":"S"},{"role":"user","content":"U"}]"#)
+        .unwrap();
+    let text = good(&["template", "--messages", messages.to_str().unwrap()], "");
+    assert_eq!(text, "<bos><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\n");
+    assert!(bad(&["template", "--messages", "/nonexistent"], "").contains("/nonexistent"));
+}
+
+#[test]
+fn logits_are_written_whole() {
+    let (tokens, out) = (file("logits", "t.json"), file("logits", "l.safetensors"));
+    std::fs::write(&tokens, "[[2,973,771],[2]]").unwrap();
+    let (t, o) = (tokens.to_str().unwrap(), out.to_str().unwrap());
+    good(&["logits", "--tokens", t, "--out", o], "");
+    let file = lapidary_formats::safetensors::open(&out).unwrap();
+    let shapes: Vec<&[usize]> = file.tensors.iter().map(|t| &t.shape[..]).collect();
+    assert_eq!(shapes, [&[3, 4096][..], &[1, 4096][..]]);
+    // A failure leaves the old file alone.
+    let before = std::fs::read(&out).unwrap();
+    std::fs::write(&tokens, "[[2],[4096]]").unwrap();
+    assert!(bad(&["logits", "--tokens", t, "--out", o], "").contains("token 4096"));
+    assert_eq!(std::fs::read(&out).unwrap(), before);
+}
+
+#[test]
+fn files_are_converted_and_read_back() {
+    let out = file("quantize", "q4.gguf");
+    let text = good(&["quantize", &model(), out.to_str().unwrap(), "--type", "q4_0"], "");
+    assert!(text.contains("relative error"), "{text}");
+    let report: Value =
+        serde_json::from_str(&good(&["inspect", out.to_str().unwrap(), "--json"], "")).unwrap();
+    assert_eq!(report["family"], "gemma3");
+    assert_eq!(report["parameters"], 6_694_144);
+    let story =
+        good(&["run", "--model", out.to_str().unwrap(), "--raw", "Once", "--max-tokens", "5"], "");
+    assert!(!story.trim().is_empty());
+    assert!(bad(&["quantize", &model(), "/nonexistent/x.gguf"], "").contains("/nonexistent"));
+    assert!(
+        bad(&["quantize", &model(), out.to_str().unwrap(), "--type", "q9"], "").contains("q8_0")
+    );
+}
+
+#[test]
+fn inspect_shows_what_a_person_wants_to_know() {
+    let text = good(&["inspect", &model()], "");
+    for part in ["gemma3", "6,694,144", "8 layers", "tokenizer", "template", "token_embd.weight"] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_never_cut() {
+    let said = bad(&["run", "--context", "8", "--max-tokens", "4"], &"word ".repeat(50));
+    assert!(said.contains("do not fit in a context of 8"), "{said}");
+    assert!(bad(&["run", "x", "--context", "99999999"], "").contains("--context"));
+    assert!(bad(&["run", "x", "--top-p", "0"], "").contains("top_p"));
+    assert!(bad(&["run", "--ids", "[99999]"], "").contains("99999"));
+    assert!(bad(&["run", "--ids", "[]"], "").contains("no tokens"));
+    assert!(bad(&["run", "--model", "/nonexistent", "x"], "").contains("/nonexistent"));
+    let said = bad(&["run", "--model", "nobody/nothing", "x"], "");
+    assert!(said.contains("Hugging Face cache"), "{said}");
+}
+
+#[test]
+fn bench_reports_its_share_of_the_limit() {
+    let text = good(&["bench", "--prompt", "16", "--generate", "4", "--repeat", "1", "--json"], "");
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert!(report["decode_share_of_bandwidth"].as_f64().unwrap() > 0.0);
+    assert!(report["prefill_tokens_per_second"]["median"].as_f64().unwrap() > 0.0);
+}
