@@ -38,6 +38,25 @@ fn check_streaming(t: &Tokenizer, ids: &[u32]) {
     }
 }
 
+/// The way from a conversation to ids: what a template rendered, encoded with its control tokens.
+#[test]
+fn rendered_conversations_encode_to_the_reference_s_ids() {
+    let Some(dir) = shared("fixtures") else { return };
+    for name in ["gemma", "gemma3", "gemma3n", "gemma4_31b", "gemma4_e2b"] {
+        let golden = json(&dir.join(format!("chat/{name}.json")));
+        let kind = golden["tokenizer"].as_str().unwrap();
+        let t = Tokenizer::from_dir(&dir.join("tokenizers").join(kind)).unwrap();
+        let mut same = 0;
+        for row in golden["rows"].as_array().unwrap() {
+            if let Some(text) = row.get("rendered").and_then(Value::as_str) {
+                assert_eq!(t.encode(text, PARSED), ids(&row["ids"]), "{name} {}", row["name"]);
+                same += 1;
+            }
+        }
+        assert!(same >= 10, "{name}: {same}");
+    }
+}
+
 #[test]
 fn fixtures_in_their_hugging_face_form() {
     let Some(dir) = shared("fixtures/tokenizers") else { return };
