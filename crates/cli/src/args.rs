@@ -118,12 +118,42 @@ pub struct SamplingArgs {
     /// Only tokens at least P times as likely as the likeliest
     #[arg(long, value_name = "P")]
     pub min_p: Option<f32>,
+    /// Only tokens about as surprising as expected, until their probabilities reach P
+    #[arg(long, value_name = "P")]
+    pub typical_p: Option<f32>,
     /// Above 1: tokens that have occurred become less likely
     #[arg(long, value_name = "R")]
     pub repetition_penalty: Option<f32>,
+    /// Taken from the logits of tokens that occur in the answer
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Taken from the logits of tokens as often as they occur in the answer
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Added to the logit of a token, as often as given; -100 bars it
+    #[arg(long, value_name = "ID=X", value_parser = bias)]
+    pub logit_bias: Vec<(u32, f32)>,
     /// The same seed gives the same answer [default: from the clock]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+}
+
+/// `--logit-bias`: a token's id and what is added to its logit.
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let parts = text.split_once('=').and_then(|(id, x)| Some((id.parse().ok()?, x.parse().ok()?)));
+    parts.ok_or_else(|| "a token id and a number were expected, such as 1234=-100".into())
+}
+
+/// When an answer ends, apart from the model's own end.
+#[derive(Args, Clone, Default)]
+pub struct StopArgs {
+    /// End the answer before this text, as often as given
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// When the context is full, forget the older half and go on; a prompt that is too long loses
+    /// its older part
+    #[arg(long)]
+    pub context_shift: bool,
 }
 
 /// `lapidary chat`.
@@ -135,6 +165,9 @@ pub struct ChatArgs {
     /// How tokens are chosen.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// When an answer ends.
+    #[command(flatten)]
+    pub stops: StopArgs,
     /// How the model should behave
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -152,6 +185,9 @@ pub struct RunArgs {
     /// How tokens are chosen.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// When an answer ends.
+    #[command(flatten)]
+    pub stops: StopArgs,
     /// The prompt [default: standard input]
     pub prompt: Option<String>,
     /// How the model should behave

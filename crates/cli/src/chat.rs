@@ -1,13 +1,14 @@
 //! `lapidary chat`: a conversation in the terminal.
 
-use crate::args::ChatArgs;
+use crate::args::{ChatArgs, StopArgs};
 use crate::model::{self, Ready};
 use crate::run::rate;
 use crate::{Outcome, show};
-use lapidary_engine::{Event, Finish, Generation, Sampler, Sampling, Session, Stops, generate};
+use lapidary_engine::{
+    Answer, Event, Finish, Generation, Sampler, Sampling, Session, StopStrings, Stops, generate,
+};
 use lapidary_formats::atomic;
 use lapidary_formats::chat::Message;
-use lapidary_formats::tokenizer::Detokenizer;
 use rustyline::error::ReadlineError;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -21,12 +22,23 @@ const HELP: &str = "\
 /help             this
 /system [TEXT]    how the model should behave; without text, nothing special
 /set              the settings
-/set NAME VALUE   temperature, top_k, top_p, min_p, repetition_penalty, seed or max_tokens
+/set NAME VALUE   change one of them
 /reset            forget the conversation
 /save FILE        write the conversation as JSON
 /load FILE        read one
 /stats            tokens, speed, memory
 /exit             leave (also Ctrl-D); Ctrl-C stops an answer";
+
+/// Settings of the sampler that are plain numbers, as `/set` shows them.
+const NUMBERS: [&str; 7] = [
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+];
 
 /// A conversation and what answers it.
 struct Chat {
@@ -36,6 +48,7 @@ struct Chat {
     system: Option<String>,
     sampling: Sampling,
     max_tokens: usize,
+    stops: StopArgs,
     last: Option<Generation>,
     stop: Arc<AtomicBool>,
 }
@@ -61,6 +74,7 @@ pub fn chat(args: ChatArgs) -> Outcome {
         system: args.system,
         sampling,
         max_tokens: args.max_tokens,
+        stops: args.stops,
         last: None,
         stop,
     };
@@ -152,32 +166,25 @@ impl Chat {
 
     fn set(&mut self, rest: &str) -> Result<()> {
         let Some((name, value)) = rest.split_once(char::is_whitespace) else {
-            let s = &self.sampling;
-            println!(
-                "temperature {}\ntop_k {}\ntop_p {}\nmin_p {}\nrepetition_penalty {}\nseed {}\nmax_tokens {}",
-                s.temperature,
-                s.top_k,
-                s.top_p,
-                s.min_p,
-                s.repetition_penalty,
-                s.seed,
-                self.max_tokens
-            );
+            for name in NUMBERS {
+                let value = self.sampling.number(name).map(|x| *x).unwrap_or_default();
+                println!("{name} {value}");
+            }
+            println!("top_k {}\nseed {}", self.sampling.top_k, self.sampling.seed);
+            println!("max_tokens {}", self.max_tokens);
             return Ok(());
         };
         let value = value.trim();
         let wrong = |e: &dyn std::fmt::Display| format!("{name} {value}: {e}");
         let mut s = self.sampling.clone();
-        let number = || value.parse::<f32>().map_err(|e| wrong(&e));
         match name {
-            "temperature" => s.temperature = number()?,
-            "top_p" => s.top_p = number()?,
-            "min_p" => s.min_p = number()?,
-            "repetition_penalty" => s.repetition_penalty = number()?,
             "top_k" => s.top_k = value.parse().map_err(|e| wrong(&e))?,
             "seed" => s.seed = value.parse().map_err(|e| wrong(&e))?,
             "max_tokens" => self.max_tokens = value.parse().map_err(|e| wrong(&e))?,
-            _ => return Err(format!("{name} is no setting; /set shows them").into()),
+            _ => {
+                let number = s.number(name).ok_or("that is no setting; /set shows them");
+                *number.map_err(|e| wrong(&e))? = value.parse().map_err(|e| wrong(&e))?;
+            }
         }
         s.check()?;
         self.sampling = s;
@@ -247,26 +254,54 @@ impl Chat {
         }
     }
 
+    /// The prompt of the conversation so far. With `--context-shift` the oldest turns are
+    /// forgotten until it fills no more than half of the context.
+    fn prompt(&mut self) -> Result<Vec<u32>> {
+        let context = self.session.limits().context;
+        let before = self.messages.len();
+        loop {
+            let mut all: Vec<Message> = Vec::new();
+            all.extend(self.system.as_deref().map(|s| Message::new("system", s)));
+            all.extend_from_slice(&self.messages);
+            let rendered = self.ready.text.render(&all, true, model::now())?;
+            let prompt = self.ready.text.encode_rendered(&rendered);
+            let forgotten = before - self.messages.len();
+            let limit = if forgotten == 0 { context } else { context / 2 };
+            if prompt.len() <= limit || !self.stops.context_shift || self.messages.len() < 3 {
+                if forgotten > 0 {
+                    show::note(&format!(
+                        "the {forgotten} oldest turns were forgotten (--context-shift)"
+                    ));
+                }
+                return Ok(prompt);
+            }
+            // A question goes with its answer.
+            self.messages.drain(..2);
+        }
+    }
+
     fn answer(&mut self) -> Result<String> {
-        let mut all: Vec<Message> = Vec::new();
-        all.extend(self.system.as_deref().map(|s| Message::new("system", s)));
-        all.extend_from_slice(&self.messages);
-        let rendered = self.ready.text.render(&all, true, model::now())?;
-        let prompt = self.ready.text.encode_rendered(&rendered);
+        let prompt = self.prompt()?;
         let mut sampler = Sampler::new(self.sampling.clone())?;
-        let stops = Stops { ids: self.ready.text.stops.clone(), max_tokens: self.max_tokens };
+        let stops = Stops {
+            ids: self.ready.text.stops.clone(),
+            max_tokens: self.max_tokens,
+            context_shift: self.stops.context_shift,
+        };
         self.stop.store(false, Ordering::Relaxed);
         let (stop, mut out) = (&self.stop, std::io::stdout().lock());
-        let mut words = Detokenizer::new(&self.ready.text.tokenizer, true);
-        let (mut answer, mut broken) = (String::new(), None);
+        let strings = StopStrings::new(self.stops.stop.iter().cloned());
+        let mut answer = Answer::new(&self.ready.text.tokenizer, strings);
+        let mut broken = None;
         let mut listen = |event| {
             if let Event::Token(id) = event {
-                let text = words.push(id);
+                let text = answer.push(id);
                 broken = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
-                answer += &text;
             }
-            if stop.load(Ordering::Relaxed) || broken.is_some() {
-                ControlFlow::Break(())
+            if answer.stopped_by().is_some() {
+                ControlFlow::Break(Finish::Stop)
+            } else if stop.load(Ordering::Relaxed) || broken.is_some() {
+                ControlFlow::Break(Finish::Cancelled)
             } else {
                 ControlFlow::Continue(())
             }
@@ -279,11 +314,12 @@ impl Chat {
         if let Some(e) = broken {
             return Err(e.into());
         }
-        let rest = words.finish();
+        let rest = answer.finish();
         writeln!(out, "{rest}")?;
+        let text = answer.text().to_owned();
         self.at_a_glance(&done);
         self.last = Some(done);
-        Ok(answer + &rest)
+        Ok(text)
     }
 
     fn at_a_glance(&self, done: &Generation) {
@@ -296,6 +332,9 @@ impl Chat {
             Finish::Context => "; the context is full (/reset)".into(),
             Finish::Cancelled => "; stopped".into(),
         };
+        if done.forgotten > 0 {
+            show::note(&show::forgotten(done.forgotten));
+        }
         let speed = rate(done.steps, done.decode_time);
         let (used, context) = (self.session.tokens().len(), self.session.limits().context);
         show::note(&format!("{speed:.1} tokens/s, context {used} of {context}{ended}"));

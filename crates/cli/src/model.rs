@@ -120,11 +120,21 @@ impl Ready {
             top_k: args.top_k.unwrap_or(d.top_k),
             top_p: args.top_p.unwrap_or(d.top_p),
             min_p: args.min_p.unwrap_or(d.min_p),
+            typical_p: args.typical_p.unwrap_or(d.typical_p),
             repetition_penalty: args.repetition_penalty.unwrap_or(d.repetition_penalty),
+            presence_penalty: args.presence_penalty.unwrap_or(d.presence_penalty),
+            frequency_penalty: args.frequency_penalty.unwrap_or(d.frequency_penalty),
+            logit_bias: args.logit_bias.clone(),
             seed: args.seed.unwrap_or_else(seed_from_clock),
         };
         sampling.check()?;
-        Ok(sampling)
+        let vocab = self.weights.loaded.model.info().vocab;
+        match sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
+            Some((id, _)) => {
+                Err(format!("--logit-bias {id}: the vocabulary has {vocab} entries").into())
+            }
+            None => Ok(sampling),
+        }
     }
 }
 

@@ -3,9 +3,8 @@
 use crate::args::RunArgs;
 use crate::model::{self, Ready};
 use crate::{Outcome, show};
-use lapidary_engine::{Event, Generation, Sampler, Stops, generate};
+use lapidary_engine::{Answer, Event, Finish, Generation, Sampler, StopStrings, Stops, generate};
 use lapidary_formats::chat::Message;
-use lapidary_formats::tokenizer::Detokenizer;
 use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -21,19 +20,25 @@ pub fn run(args: RunArgs) -> Outcome {
     let sampling = ready.sampling(&args.sampling)?;
     let mut sampler = Sampler::new(sampling.clone())?;
     let ids = if args.ignore_eos { vec![] } else { ready.text.stops.clone() };
-    let stops = Stops { ids, max_tokens: args.max_tokens };
+    let context_shift = args.stops.context_shift;
+    let stops = Stops { ids, max_tokens: args.max_tokens, context_shift };
     let stop = interrupt()?;
     let mut session = ready.weights.session();
     let mut out = std::io::stdout().lock();
-    let mut words = Detokenizer::new(&ready.text.tokenizer, true);
+    let strings = StopStrings::new(args.stops.stop.iter().cloned());
+    let mut answer = Answer::new(&ready.text.tokenizer, strings);
     let mut broken = None;
     let mut listen = |event| {
-        if let (Event::Token(id), false) = (event, args.json) {
-            let text = words.push(id);
-            broken = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
+        if let Event::Token(id) = event {
+            let text = answer.push(id);
+            if !args.json {
+                broken = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
+            }
         }
-        if stop.load(Ordering::Relaxed) || broken.is_some() {
-            ControlFlow::Break(())
+        if answer.stopped_by().is_some() {
+            ControlFlow::Break(Finish::Stop)
+        } else if stop.load(Ordering::Relaxed) || broken.is_some() {
+            ControlFlow::Break(Finish::Cancelled)
         } else {
             ControlFlow::Continue(())
         }
@@ -51,11 +56,14 @@ pub fn run(args: RunArgs) -> Outcome {
     if let Some(e) = broken {
         return Err(e.into());
     }
+    let rest = answer.finish();
     if args.json {
-        let text = ready.text.tokenizer.decode(&done.ids, true);
-        writeln!(out, "{}", report(&prompt, &text, &done, sampling.seed))?;
+        writeln!(out, "{}", report(&prompt, answer.text(), &done, sampling.seed))?;
     } else {
-        writeln!(out, "{}", words.finish())?;
+        writeln!(out, "{rest}")?;
+    }
+    if done.forgotten > 0 && !args.json {
+        show::note(&show::forgotten(done.forgotten));
     }
     Ok(())
 }
@@ -114,7 +122,11 @@ fn report(prompt: &[u32], text: &str, done: &Generation, seed: u64) -> serde_jso
         "prompt_ids": prompt,
         "finish_reason": done.finish.name(),
         "seed": seed,
-        "counts": {"prompt": prompt.len(), "generated": done.ids.len()},
+        "counts": {
+            "prompt": prompt.len(),
+            "generated": done.ids.len(),
+            "forgotten": done.forgotten,
+        },
         "timings": {
             "prefill_seconds": done.prefill_time.as_secs_f64(),
             "prefill_tokens_per_second": rate(done.prefilled, done.prefill_time),

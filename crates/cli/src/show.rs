@@ -54,6 +54,11 @@ pub fn count(n: u64) -> String {
     out
 }
 
+/// What `--context-shift` did.
+pub fn forgotten(tokens: usize) -> String {
+    format!("the context was full: {tokens} of the older tokens were forgotten (--context-shift)")
+}
+
 /// The most memory that this process has had resident, where the system tells (Linux).
 pub fn peak_resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -86,7 +86,7 @@ fn a_chat_from_a_pipe_keeps_its_turns() {
     assert!(out.status.success());
     let said = String::from_utf8(out.stderr).unwrap();
     assert!(
-        said.contains("nonsense is no setting") && said.contains("/bogus is no command"),
+        said.contains("nonsense 1: that is no setting") && said.contains("/bogus is no command"),
         "{said}"
     );
     assert!(said.contains("4 turns from"), "{said}");
@@ -171,6 +171,49 @@ fn what_does_not_fit_is_refused_and_never_cut() {
     assert!(bad(&["run", "--model", "/nonexistent", "x"], "").contains("/nonexistent"));
     let said = bad(&["run", "--model", "nobody/nothing", "x"], "");
     assert!(said.contains("Hugging Face cache"), "{said}");
+}
+
+#[test]
+fn an_answer_ends_before_a_stop_string_and_bias_bars_a_token() {
+    let base = ["run", "Once upon a time", "--temperature", "0", "--json", "--max-tokens", "40"];
+    let run = |extra: &[&str]| -> Value {
+        serde_json::from_str(&good(&[&base[..], extra].concat(), "")).unwrap()
+    };
+    let plain = run(&[]);
+    // The string lies across tokens, and another never comes.
+    let stopped = run(&["--stop", "rl named", "--stop", "Lily!"]);
+    assert_eq!(stopped["text"], ", there was a little gi");
+    assert_eq!(stopped["finish_reason"], "stop");
+    let first = plain["ids"][0].as_u64().unwrap();
+    let barred = run(&["--logit-bias", &format!("{first}=-100")]);
+    assert_ne!(barred["ids"][0].as_u64().unwrap(), first);
+    assert!(bad(&["run", "x", "--logit-bias", "99999=1"], "").contains("99999"));
+    assert!(bad(&["run", "x", "--logit-bias", "1"], "").contains("1234=-100"));
+}
+
+#[test]
+fn a_full_context_is_forgotten_only_when_asked_for() {
+    let base = ["run", "--temperature", "0", "--json", "--context", "16", "--max-tokens", "40"];
+    let run = |extra: &[&str], input: &str| -> Value {
+        serde_json::from_str(&good(&[&base[..], extra].concat(), input)).unwrap()
+    };
+    let ended = run(&[], "Once upon a time");
+    assert_eq!(ended["finish_reason"], "context");
+    let shifted = run(&["--context-shift"], "Once upon a time");
+    assert_eq!(shifted["counts"]["generated"], 40);
+    // What the shift continues is what a fresh run of the kept tokens continues.
+    let ids: Vec<u64> = shifted["prompt_ids"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .chain(shifted["ids"].as_array().unwrap())
+        .map(|id| id.as_u64().unwrap())
+        .collect();
+    let kept = [&ids[..1], &ids[9..17]].concat();
+    let fresh = run(&["--ids", &serde_json::to_string(&kept).unwrap()], "");
+    assert_eq!(fresh["ids"][0], ids[17]);
+    let long = run(&["--context-shift"], &"word ".repeat(50));
+    assert!(long["counts"]["forgotten"].as_u64().unwrap() > 30);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended its turn.
+    /// The model ended its turn, or a stop string came.
     Stop,
     /// The limit of new tokens was reached.
     Length,
@@ -48,6 +48,9 @@ pub struct Stops {
     pub ids: Vec<u32>,
     /// New tokens at most.
     pub max_tokens: usize,
+    /// When the context is full, forget the older half and go on, instead of ending; a prompt that
+    /// is too long loses its older part. What remains is computed anew, as if the text began there.
+    pub context_shift: bool,
 }
 
 /// What a generation did.
@@ -61,6 +64,8 @@ pub struct Generation {
     pub reused: usize,
     /// Tokens of the prompt that were computed.
     pub prefilled: usize,
+    /// Tokens, of the prompt first, that were forgotten ([`Stops::context_shift`]).
+    pub forgotten: usize,
     /// The time that took.
     pub prefill_time: Duration,
     /// Passes of one token each, after the prompt.
@@ -70,7 +75,7 @@ pub struct Generation {
 }
 
 /// Continues `prompt`. What the session has of it already is not computed again. `listen` hears
-/// each event and may break the loop.
+/// each event and may break the loop, with the reason.
 ///
 /// # Errors
 /// If the prompt does not fit or names unknown tokens.
@@ -81,12 +86,18 @@ pub fn generate(
     prompt: &[u32],
     sampler: &mut Sampler,
     stops: &Stops,
-    listen: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    listen: &mut dyn FnMut(Event) -> ControlFlow<Finish>,
 ) -> Result<Generation, SessionError> {
     let context = session.limits().context;
-    if prompt.len() > context {
+    let kept;
+    let (prompt, forgotten) = if prompt.len() <= context {
+        (prompt, 0)
+    } else if stops.context_shift {
+        kept = recent(prompt, context);
+        (&kept[..], prompt.len() - kept.len())
+    } else {
         return Err(SessionError::ContextFull { wanted: prompt.len(), context });
-    }
+    };
     let start = Instant::now();
     let reused = session.keep_prefix(prompt);
     let mut out = Generation {
@@ -94,6 +105,7 @@ pub fn generate(
         finish: Finish::Length,
         reused,
         prefilled: prompt.len() - reused,
+        forgotten,
         prefill_time: Duration::ZERO,
         steps: 0,
         decode_time: Duration::ZERO,
@@ -102,8 +114,8 @@ pub fn generate(
     let mut logits = Vec::new();
     for chunk in prompt[reused..].chunks(session.limits().chunk.max(1)) {
         logits = session.extend(model, ops, chunk, false)?;
-        if listen(Event::Prefilled(session.tokens().len())).is_break() {
-            out.finish = Finish::Cancelled;
+        if let ControlFlow::Break(why) = listen(Event::Prefilled(session.tokens().len())) {
+            out.finish = why;
             out.prefill_time = start.elapsed();
             return Ok(out);
         }
@@ -113,27 +125,56 @@ pub fn generate(
     }
     out.prefill_time = start.elapsed();
     let start = Instant::now();
-    out.finish = loop {
-        if out.ids.len() >= stops.max_tokens {
-            break Finish::Length;
-        }
-        let id = sampler.sample(&mut logits, session.tokens());
-        if stops.ids.contains(&id) {
-            break Finish::Stop;
-        }
-        out.ids.push(id);
-        if listen(Event::Token(id)).is_break() {
-            break Finish::Cancelled;
-        }
-        if out.ids.len() >= stops.max_tokens {
-            break Finish::Length;
-        }
-        if session.tokens().len() >= context {
-            break Finish::Context;
-        }
-        logits = session.extend(model, ops, &[id], false)?;
-        out.steps += 1;
-    };
+    out.finish = decode(model, ops, session, logits, sampler, stops, listen, &mut out)?;
     out.decode_time = start.elapsed();
     Ok(out)
+}
+
+/// A token at a time, from the logits after the prompt to the end.
+#[allow(clippy::too_many_arguments)]
+fn decode(
+    model: &dyn Model,
+    ops: &mut dyn Ops,
+    session: &mut Session,
+    mut logits: Vec<f32>,
+    sampler: &mut Sampler,
+    stops: &Stops,
+    listen: &mut dyn FnMut(Event) -> ControlFlow<Finish>,
+    out: &mut Generation,
+) -> Result<Finish, SessionError> {
+    while out.ids.len() < stops.max_tokens {
+        let id = sampler.sample(&mut logits, session.tokens());
+        if stops.ids.contains(&id) {
+            return Ok(Finish::Stop);
+        }
+        out.ids.push(id);
+        if let ControlFlow::Break(why) = listen(Event::Token(id)) {
+            return Ok(why);
+        }
+        if out.ids.len() >= stops.max_tokens {
+            break;
+        }
+        let context = session.limits().context;
+        if session.tokens().len() < context {
+            logits = session.extend(model, ops, &[id], false)?;
+        } else if stops.context_shift {
+            let mut tokens = recent(session.tokens(), context);
+            out.forgotten += session.tokens().len() - tokens.len();
+            tokens.push(id);
+            session.reset();
+            logits = session.extend(model, ops, &tokens, false)?;
+        } else {
+            return Ok(Finish::Context);
+        }
+        out.steps += 1;
+    }
+    Ok(Finish::Length)
+}
+
+/// The first token, which often begins a text, and the latest ones: at most half of the context.
+fn recent(tokens: &[u32], context: usize) -> Vec<u32> {
+    let half = (context / 2).max(1).min(tokens.len());
+    let mut kept = vec![tokens[0]];
+    kept.extend(&tokens[tokens.len() - (half - 1)..]);
+    kept
 }

@@ -3,13 +3,15 @@
 #![forbid(unsafe_code)]
 
 mod generate;
-
 mod sampler;
+mod sampling;
 mod session;
+mod stop;
 mod text;
 
 pub use generate::{Event, Finish, Generation, Stops, generate};
-
-pub use sampler::{Sampler, Sampling, SamplingError};
+pub use sampler::{LogProbabilities, Sampler};
+pub use sampling::{Sampling, SamplingError};
 pub use session::{Limits, Session, SessionError};
+pub use stop::{Answer, StopStrings};
 pub use text::Text;

@@ -1,89 +1,15 @@
 //! From logits to a token.
 
-use std::fmt;
-
-/// How the next token is chosen.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sampling {
-    /// Divides the logits; 0 takes the likeliest token.
-    pub temperature: f32,
-    /// Only the likeliest so many; 0: no limit.
-    pub top_k: usize,
-    /// Only the likeliest whose probabilities reach this sum; 1: no limit.
-    pub top_p: f32,
-    /// Only tokens at least this times as likely as the likeliest; 0: no limit.
-    pub min_p: f32,
-    /// Divides positive logits of tokens that have occurred, multiplies negative ones; 1: off
-    /// (CTRL, <https://arxiv.org/abs/1909.05858>).
-    pub repetition_penalty: f32,
-    /// The same seed, the same prompt: the same tokens.
-    pub seed: u64,
-}
-
-impl Default for Sampling {
-    /// The likeliest token.
-    fn default() -> Self {
-        Self {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            seed: 0,
-        }
-    }
-}
-
-/// A sampling setting outside its range.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SamplingError {
-    /// The setting.
-    pub field: &'static str,
-    /// What it was.
-    pub found: f32,
-    /// What it may be.
-    pub expected: &'static str,
-}
-
-impl fmt::Display for SamplingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} is not {}", self.field, self.found, self.expected)
-    }
-}
-
-impl std::error::Error for SamplingError {}
-
-impl Sampling {
-    /// Checks the ranges.
-    ///
-    /// # Errors
-    /// The first setting that is out of its range.
-    pub fn check(&self) -> Result<(), SamplingError> {
-        let checks = [
-            ("temperature", self.temperature, self.temperature >= 0.0, "0 or more"),
-            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1"),
-            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "between 0 and 1"),
-            (
-                "repetition_penalty",
-                self.repetition_penalty,
-                self.repetition_penalty > 0.0,
-                "above 0",
-            ),
-        ];
-        for (field, found, good, expected) in checks {
-            if !(good && found.is_finite()) {
-                return Err(SamplingError { field, found, expected });
-            }
-        }
-        Ok(())
-    }
-}
+use crate::sampling::{Sampling, SamplingError};
+use std::collections::HashMap;
 
 /// Chooses the tokens of one generation. The n-th choice depends on the seed, on n and on the
 /// logits alone, so that what else an engine does at the time can't change it.
 pub struct Sampler {
     sampling: Sampling,
     drawn: u64,
+    /// How often each token was chosen.
+    chosen: HashMap<u32, u32>,
 }
 
 /// How many of the likeliest tokens are sorted before it is known that more are needed.
@@ -96,22 +22,57 @@ impl Sampler {
     /// If a setting is out of its range.
     pub fn new(sampling: Sampling) -> Result<Self, SamplingError> {
         sampling.check()?;
-        Ok(Self { sampling, drawn: 0 })
+        Ok(Self { sampling, drawn: 0, chosen: HashMap::new() })
     }
 
     /// The next token, given its logits and the tokens before it. Logits are changed in passing.
     /// Among equals the lowest id wins.
     pub fn sample(&mut self, logits: &mut [f32], before: &[u32]) -> u32 {
-        let s = &self.sampling;
-        if s.repetition_penalty != 1.0 {
-            penalise(logits, before, s.repetition_penalty);
+        self.adjust(logits, before);
+        let id = self.choose(logits);
+        if self.sampling.presence_penalty != 0.0 || self.sampling.frequency_penalty != 0.0 {
+            *self.chosen.entry(id).or_default() += 1;
         }
+        id
+    }
+
+    /// Bias and penalties.
+    fn adjust(&self, logits: &mut [f32], before: &[u32]) {
+        let s = &self.sampling;
+        let mut change = |id: u32, f: &dyn Fn(f32) -> f32| {
+            if let Some(l) = logits.get_mut(id as usize) {
+                *l = f(*l);
+            }
+        };
+        for &(id, bias) in &s.logit_bias {
+            change(id, &|l| l + bias);
+        }
+        if s.repetition_penalty != 1.0 {
+            let r = s.repetition_penalty;
+            let mut seen: Vec<u32> = before.to_vec();
+            seen.sort_unstable();
+            seen.dedup();
+            for id in seen {
+                change(id, &|l| if l > 0.0 { l / r } else { l * r });
+            }
+        }
+        for (&id, &count) in &self.chosen {
+            change(id, &|l| l - s.presence_penalty - s.frequency_penalty * count as f32);
+        }
+    }
+
+    /// The next token by adjusted logits.
+    fn choose(&mut self, logits: &[f32]) -> u32 {
+        let s = &self.sampling;
         if s.temperature == 0.0 {
             return argmax(logits);
         }
         self.drawn += 1;
         let u = uniform(s.seed, self.drawn);
-        let candidates = candidates(logits, s);
+        let mut candidates = candidates(logits, s);
+        if s.typical_p < 1.0 {
+            keep_typical(&mut candidates, f64::from(s.typical_p));
+        }
         let total: f64 = candidates.iter().map(|(_, p)| p).sum();
         let mut left = u * total;
         for &(id, p) in &candidates {
@@ -133,17 +94,6 @@ pub(crate) fn argmax(logits: &[f32]) -> u32 {
         }
     }
     best.0 as u32
-}
-
-fn penalise(logits: &mut [f32], before: &[u32], penalty: f32) {
-    let mut seen: Vec<u32> = before.to_vec();
-    seen.sort_unstable();
-    seen.dedup();
-    for id in seen {
-        if let Some(l) = logits.get_mut(id as usize) {
-            *l = if *l > 0.0 { *l / penalty } else { *l * penalty };
-        }
-    }
 }
 
 /// Tokens that may be drawn with their weights, the likeliest first.
@@ -179,6 +129,53 @@ fn candidates(logits: &[f32], s: &Sampling) -> Vec<(u32, f64)> {
             return out;
         }
         sorted = likeliest(logits, keep);
+    }
+}
+
+/// Keeps the smallest set of candidates, the most typical first, whose probabilities reach `mass`.
+fn keep_typical(candidates: &mut Vec<(u32, f64)>, mass: f64) {
+    let total: f64 = candidates.iter().map(|c| c.1).sum();
+    let information = |w: f64| -(w / total).ln();
+    let entropy: f64 =
+        (candidates.iter().filter(|c| c.1 > 0.0)).map(|c| c.1 / total * information(c.1)).sum();
+    // Stable: among equally typical ones the likeliest stays first.
+    candidates.sort_by(|a, b| {
+        let far = |w: f64| (information(w) - entropy).abs();
+        far(a.1).total_cmp(&far(b.1))
+    });
+    let mut sum = 0.0;
+    let enough = candidates.iter().position(|c| {
+        sum += c.1 / total;
+        sum >= mass
+    });
+    candidates.truncate(enough.map_or(candidates.len(), |i| i + 1));
+}
+
+/// The log-probabilities of a row of logits, as the model gives them: before bias, penalties and
+/// temperature.
+pub struct LogProbabilities<'a> {
+    logits: &'a [f32],
+    /// The logarithm of the sum of exponentials.
+    log_sum: f64,
+}
+
+impl<'a> LogProbabilities<'a> {
+    /// Of `logits`.
+    pub fn new(logits: &'a [f32]) -> Self {
+        let top = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let sum: f64 = logits.iter().map(|l| (f64::from(*l) - top).exp()).sum();
+        Self { logits, log_sum: top + sum.ln() }
+    }
+
+    /// Of one token.
+    pub fn of(&self, id: u32) -> f32 {
+        (f64::from(self.logits[id as usize]) - self.log_sum) as f32
+    }
+
+    /// The `count` likeliest tokens, the likeliest first.
+    pub fn top(&self, count: usize) -> Vec<(u32, f32)> {
+        let ids = likeliest(self.logits, count);
+        ids.into_iter().map(|id| (id, self.of(id))).collect()
     }
 }
 
@@ -260,14 +257,6 @@ mod tests {
     }
 
     #[test]
-    fn settings_out_of_range_are_named() {
-        let bad = Sampling { top_p: 0.0, ..Sampling::default() };
-        assert_eq!(bad.check().map_err(|e| e.field), Err("top_p"));
-        let bad = Sampling { temperature: f32::NAN, ..Sampling::default() };
-        assert_eq!(bad.check().map_err(|e| e.field), Err("temperature"));
-    }
-
-    #[test]
     fn seeds_repeat_and_differ() {
         let logits: Vec<f32> = (0..50).map(|i| (i % 7) as f32).collect();
         let run = |seed| {
@@ -277,5 +266,43 @@ mod tests {
         };
         assert_eq!(run(1), run(1));
         assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn typical_sampling_keeps_what_the_definition_keeps() {
+        // Probabilities 0.5, 0.2, 0.2, 0.1: the entropy is 1.22 nats; informations are 0.69, 1.61,
+        // 1.61, 2.30, so 0.2 is nearest (0.39), then 0.5 (0.53), then 0.1 (1.08).
+        let logits = [0.5f32, 0.2, 0.2, 0.1].map(f32::ln);
+        let kept = |typical_p| {
+            let s = Sampling { temperature: 1.0, typical_p, ..Sampling::default() };
+            let counts = draw(s, &logits, 4000);
+            (0..4).filter(|i| counts[*i] > 0.0).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(0.1), [1]);
+        assert_eq!(kept(0.3), [1, 2]);
+        assert_eq!(kept(0.5), [0, 1, 2]);
+        assert_eq!(kept(0.95), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn penalties_count_the_answer_and_bias_comes_first() {
+        let s = Sampling { frequency_penalty: 0.4, presence_penalty: 0.3, ..Sampling::default() };
+        let mut sampler = Sampler::new(s).unwrap_or_else(|e| panic!("{e}"));
+        // The prompt is not counted: token 0 wins once (5), then has 4.3, then 3.9.
+        let ids: Vec<u32> = (0..4).map(|_| sampler.sample(&mut [5.0, 4.1, 0.0], &[0, 0])).collect();
+        assert_eq!(ids, [0, 0, 1, 0]);
+        let s = Sampling { logit_bias: vec![(2, 9.0), (77, 1.0)], ..Sampling::default() };
+        let mut sampler = Sampler::new(s).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(sampler.sample(&mut [5.0, 4.1, 0.0], &[]), 2);
+    }
+
+    #[test]
+    fn log_probabilities_are_those_of_the_softmax() {
+        let logits = [1.0, 3.0, 2.0, -1.0, 3.0];
+        let log = LogProbabilities::new(&logits);
+        for (id, p) in softmax(&logits, 1.0).into_iter().enumerate() {
+            assert!((f64::from(log.of(id as u32)) - p.ln()).abs() < 1e-6);
+        }
+        assert_eq!(log.top(3).iter().map(|t| t.0).collect::<Vec<_>>(), [1, 4, 2]);
     }
 }

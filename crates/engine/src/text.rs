@@ -115,7 +115,7 @@ impl Text {
 }
 
 /// Fields of generation_config.json that are not about how tokens are chosen, or are off.
-const NEUTRAL: [&str; 12] = [
+const NEUTRAL: [&str; 13] = [
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
@@ -124,6 +124,7 @@ const NEUTRAL: [&str; 12] = [
     "top_k",
     "top_p",
     "min_p",
+    "typical_p",
     "repetition_penalty",
     "transformers_version",
     "_from_model_config",
@@ -146,8 +147,9 @@ fn hf_defaults(config: &Config, notes: &mut Vec<String>) -> Result<Sampling> {
         top_k: config.opt_usize("top_k")?.unwrap_or(50),
         top_p: number("top_p", 1.0)?,
         min_p: number("min_p", 0.0)?,
+        typical_p: number("typical_p", 1.0)?,
         repetition_penalty: penalty,
-        seed: 0,
+        ..Sampling::default()
     };
     sampling.check().map_err(|e| config.wrong(e.field, e))?;
     Ok(sampling)

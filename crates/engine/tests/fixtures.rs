@@ -102,7 +102,7 @@ impl Run {
     fn greedy(&mut self, ids: &[u32], kv: KvType, chunk: usize) -> Vec<u32> {
         let mut session = self.session(kv, chunk);
         let mut sampler = Sampler::new(Sampling::default()).unwrap_or_else(|e| panic!("{e}"));
-        let stops = Stops { ids: vec![], max_tokens: 32 };
+        let stops = Stops { max_tokens: 32, ..Stops::default() };
         let model = &*self.loaded.model;
         generate(model, &mut self.cpu, &mut session, ids, &mut sampler, &stops, &mut |_| {
             ControlFlow::Continue(())
