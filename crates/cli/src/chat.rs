@@ -330,7 +330,7 @@ impl Chat {
             Finish::Stop => String::new(),
             Finish::Length => format!("; cut at {} tokens (/set max_tokens)", self.max_tokens),
             Finish::Context => "; the context is full (/reset)".into(),
-            Finish::Cancelled => "; stopped".into(),
+            Finish::Cancelled | Finish::Deadline => "; stopped".into(),
         };
         if done.forgotten > 0 {
             show::note(&show::forgotten(done.forgotten));

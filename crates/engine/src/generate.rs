@@ -18,6 +18,8 @@ pub enum Finish {
     Context,
     /// The receiver wanted no more.
     Cancelled,
+    /// The request's time was over.
+    Deadline,
 }
 
 impl Finish {
@@ -28,6 +30,7 @@ impl Finish {
             Finish::Length => "length",
             Finish::Context => "context",
             Finish::Cancelled => "cancelled",
+            Finish::Deadline => "deadline",
         }
     }
 }

@@ -2,13 +2,17 @@
 //! model.
 #![forbid(unsafe_code)]
 
+mod engine;
 mod generate;
+pub mod request;
 mod sampler;
 mod sampling;
 mod session;
 mod stop;
 mod text;
+mod worker;
 
+pub use engine::{Engine, EngineOptions, Parts, Plan, PlanError, Stats};
 pub use generate::{Event, Finish, Generation, Stops, generate};
 pub use sampler::{LogProbabilities, Sampler};
 pub use sampling::{Sampling, SamplingError};

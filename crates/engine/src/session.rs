@@ -212,6 +212,27 @@ impl Session {
         Ok(logits)
     }
 
+    /// Computes `ids`, one chunk, as the next tokens. Returns the hidden states after the last
+    /// norm, `[ids, width]`.
+    ///
+    /// # Errors
+    /// [`SessionError`]; the sequence is unchanged then.
+    pub fn states(
+        &mut self,
+        model: &dyn Model,
+        ops: &mut dyn Ops,
+        ids: &[u32],
+    ) -> Result<Vec<f32>, SessionError> {
+        let rows = self.rows(ids)?;
+        let mut x = model.embed(ops, &rows);
+        for layer in 0..model.info().layers {
+            x = model.block(layer, ops, x, &rows, &mut self.cache);
+        }
+        self.tokens.extend(ids);
+        let x = model.norm(ops, &x);
+        Ok(ops.read(&x))
+    }
+
     /// One pass; without wanted rows the head is left out.
     fn pass(
         &mut self,

@@ -143,9 +143,14 @@ impl Model for Gpt2 {
         ops.add(x, &h)
     }
 
-    fn head(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
+    fn norm(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
         let x = ops.layer_norm(x, &self.norm.0, &self.norm.1, self.eps);
         ops.probe("final", &x);
+        x
+    }
+
+    fn head(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
+        let x = self.norm(ops, x);
         ops.linear(&x, &self.tokens)
     }
 }

@@ -50,6 +50,8 @@ pub trait Model: Send + Sync {
         rows: &Rows,
         cache: &mut KvCache,
     ) -> Tensor;
+    /// The last norm: `[rows, width]` to final hidden states `[rows, width]`.
+    fn norm(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor;
     /// The last norm and the output projection: `[rows, width]` to logits `[rows, vocab]`.
     fn head(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor;
 }

@@ -141,9 +141,14 @@ impl Model for Llama {
         ops.add(x, &h)
     }
 
-    fn head(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
+    fn norm(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
         let x = ops.rms_norm(x, &self.norm, self.eps);
         ops.probe("final", &x);
+        x
+    }
+
+    fn head(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
+        let x = self.norm(ops, x);
         ops.linear(&x, &self.output)
     }
 }
