@@ -158,6 +158,9 @@ pub struct StopArgs {
 
 /// `lapidary chat`.
 #[derive(Args)]
+#[command(
+    after_help = "Examples:\n  lapidary chat --model ~/models/gemma-3-1b-it\n  lapidary chat --model model-Q4_0.gguf --system \"Answer in one sentence.\""
+)]
 pub struct ChatArgs {
     /// Which model, and on what.
     #[command(flatten)]
@@ -178,6 +181,9 @@ pub struct ChatArgs {
 
 /// `lapidary run`.
 #[derive(Args)]
+#[command(
+    after_help = "Examples:\n  lapidary run --model model.gguf \"Why is the sky blue?\"\n  cat letter.txt | lapidary run --model model.gguf --system \"Summarise the letter.\"\n  lapidary run --model model.gguf --ids '[2,4521]' --temperature 0 --json"
+)]
 pub struct RunArgs {
     /// Which model, and on what.
     #[command(flatten)]
@@ -212,6 +218,9 @@ pub struct RunArgs {
 
 /// `lapidary inspect`.
 #[derive(Args)]
+#[command(
+    after_help = "Examples:\n  lapidary inspect ~/models/gemma-3-1b-it --context 32768\n  lapidary inspect model.gguf --json"
+)]
 pub struct InspectArgs {
     /// The checkpoint
     pub path: PathBuf,
@@ -225,6 +234,9 @@ pub struct InspectArgs {
 
 /// `lapidary tokenize`.
 #[derive(Args)]
+#[command(
+    after_help = "Examples:\n  echo '\"Hello, world\"' | lapidary tokenize --model model.gguf\n  echo '[2,4521]' | lapidary tokenize --model model.gguf --decode"
+)]
 pub struct TokenizeArgs {
     /// The checkpoint whose tokenizer is used
     #[arg(long, short, value_name = "PATH")]
@@ -242,6 +254,9 @@ pub struct TokenizeArgs {
 
 /// `lapidary template`.
 #[derive(Args)]
+#[command(
+    after_help = "Example:\n  lapidary template --model ~/models/gemma-3-1b-it --messages talk.json"
+)]
 pub struct TemplateArgs {
     /// The checkpoint whose template is used
     #[arg(long, short, value_name = "PATH")]
@@ -256,6 +271,9 @@ pub struct TemplateArgs {
 
 /// `lapidary logits`.
 #[derive(Args)]
+#[command(
+    after_help = "Example:\n  lapidary logits --model model.gguf --tokens ids.json --out logits.safetensors"
+)]
 pub struct LogitsArgs {
     /// Which model, and on what.
     #[command(flatten)]
@@ -270,6 +288,9 @@ pub struct LogitsArgs {
 
 /// `lapidary bench`.
 #[derive(Args)]
+#[command(
+    after_help = "Example:\n  lapidary bench --model model.gguf --prompt 512 --generate 128 --threads 2 --repeat 5"
+)]
 pub struct BenchArgs {
     /// Which model, and on what.
     #[command(flatten)]
@@ -293,6 +314,9 @@ pub struct BenchArgs {
 
 /// `lapidary quantize`.
 #[derive(Args)]
+#[command(
+    after_help = "Examples:\n  lapidary quantize ~/models/gemma-3-1b-it gemma-3-1b-it-Q8_0.gguf\n  lapidary quantize model-BF16.gguf model-Q4_0.gguf --type q4_0"
+)]
 pub struct QuantizeArgs {
     /// A Hugging Face directory or a GGUF file
     pub input: PathBuf,
