@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What an engine may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,6 +195,10 @@ pub struct Stats {
     pub cancelled: u64,
     /// Times that a request lost its place in memory.
     pub preemptions: u64,
+    /// Time that passes took in all: planning, the model, sampling, events.
+    pub step_time: Duration,
+    /// Of that, the model's.
+    pub model_time: Duration,
 }
 
 /// A request on its way to the engine's thread.

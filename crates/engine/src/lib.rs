@@ -2,11 +2,14 @@
 //! model.
 #![forbid(unsafe_code)]
 
+mod batch;
+mod blocks;
 mod engine;
 mod generate;
 pub mod request;
 mod sampler;
 mod sampling;
+mod scheduler;
 mod session;
 mod stop;
 mod text;

@@ -6,6 +6,7 @@
 struct Line([u8; 64]);
 
 /// A zeroed run of bytes that starts on a cache line.
+#[derive(Default)]
 pub struct Buffer {
     lines: Vec<Line>,
     len: usize,

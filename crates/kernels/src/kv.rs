@@ -55,7 +55,7 @@ impl KvLayer {
 
     /// Bytes of all blocks.
     pub fn bytes(&self) -> usize {
-        self.blocks.len() * self.block_bytes()
+        self.blocks.iter().map(|b| b.bytes().len()).sum()
     }
 
     fn head_bytes(&self) -> usize {
@@ -67,10 +67,28 @@ impl KvLayer {
     /// # Errors
     /// If there is no memory.
     pub fn grow(&mut self, count: usize) -> Result<(), OutOfMemory> {
-        while self.blocks.len() < count {
-            self.blocks.push(Buffer::zeroed(self.block_bytes())?);
+        (self.blocks.len()..count).try_for_each(|block| self.provide(block))
+    }
+
+    /// Makes sure that block `block` exists; the others stay as they are.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn provide(&mut self, block: usize) -> Result<(), OutOfMemory> {
+        while self.blocks.len() <= block {
+            self.blocks.push(Buffer::default());
+        }
+        if self.blocks[block].bytes().is_empty() {
+            self.blocks[block] = Buffer::zeroed(self.block_bytes())?;
         }
         Ok(())
+    }
+
+    /// Gives the memory of block `block` back; it must be provided again before it is used.
+    pub fn release(&mut self, block: usize) {
+        if let Some(b) = self.blocks.get_mut(block) {
+            *b = Buffer::default();
+        }
     }
 
     /// Writes the key and the value (`heads * head_dim` each) of `position` into block `block`.

@@ -125,6 +125,17 @@ pub fn load(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
     Ok(Loaded { model, step_bytes, notes })
 }
 
+/// Runs all layers over `rows`: `[rows, width]`, before the last norm.
+pub fn layers(model: &dyn Model, ops: &mut dyn Ops, rows: &Rows, cache: &mut KvCache) -> Tensor {
+    let mut x = model.embed(ops, rows);
+    ops.probe("embed", &x);
+    for layer in 0..model.info().layers {
+        x = model.block(layer, ops, x, rows, cache);
+        ops.probe(&format!("layer_{layer}"), &x);
+    }
+    x
+}
+
 /// Runs all layers over `rows` and returns the logits of the rows `wanted`: `[wanted, vocab]`.
 pub fn forward(
     model: &dyn Model,
@@ -133,12 +144,7 @@ pub fn forward(
     wanted: &[u32],
     cache: &mut KvCache,
 ) -> Tensor {
-    let mut x = model.embed(ops, rows);
-    ops.probe("embed", &x);
-    for layer in 0..model.info().layers {
-        x = model.block(layer, ops, x, rows, cache);
-        ops.probe(&format!("layer_{layer}"), &x);
-    }
+    let mut x = layers(model, ops, rows, cache);
     // The vocabulary is wide: only rows whose logits are wanted go through the head.
     if wanted.len() != rows.ids.len() {
         x = ops.gather(&x, wanted);

@@ -83,12 +83,25 @@ impl KvCache {
     /// # Errors
     /// If there is no memory.
     pub fn grow(&mut self, group: usize, count: usize) -> Result<(), OutOfMemory> {
-        for (layer, shape) in self.layers.iter_mut().zip(&self.layout.layers) {
-            if shape.group == group {
-                layer.grow(count)?;
-            }
-        }
-        Ok(())
+        self.of_group(group).try_for_each(|layer| layer.grow(count))
+    }
+
+    /// Makes sure that block `block` of `group` exists.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn provide(&mut self, group: usize, block: u32) -> Result<(), OutOfMemory> {
+        self.of_group(group).try_for_each(|layer| layer.provide(block as usize))
+    }
+
+    /// Gives the memory of block `block` of `group` back.
+    pub fn release(&mut self, group: usize, block: u32) {
+        self.of_group(group).for_each(|layer| layer.release(block as usize));
+    }
+
+    fn of_group(&mut self, group: usize) -> impl Iterator<Item = &mut KvLayer> {
+        let layers = self.layers.iter_mut().zip(&self.layout.layers);
+        layers.filter(move |(_, shape)| shape.group == group).map(|(layer, _)| layer)
     }
 
     /// Bytes in memory.
