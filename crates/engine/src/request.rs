@@ -151,15 +151,6 @@ pub enum Refusal {
         /// Tokens that fit.
         context: usize,
     },
-    /// Prompt and answer need more memory than is planned for keys and values.
-    Memory {
-        /// Tokens of the prompt and of the answer.
-        tokens: usize,
-        /// Bytes that they need.
-        needed: usize,
-        /// Bytes that there are.
-        memory: usize,
-    },
     /// A sampling setting is out of its range.
     Sampling(SamplingError),
     /// Too many requests wait.
@@ -183,10 +174,6 @@ impl fmt::Display for Refusal {
             Refusal::Context { prompt, context } => write!(
                 f,
                 "the prompt's {prompt} tokens do not fit in a context of {context}; nothing was cut"
-            ),
-            Refusal::Memory { tokens, needed, memory } => write!(
-                f,
-                "{tokens} tokens of prompt and answer need {needed} bytes of keys and values, of {memory}"
             ),
             Refusal::Sampling(e) => e.fmt(f),
             Refusal::Busy { queued, limit } => {
