@@ -38,6 +38,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Convert a checkpoint to a GGUF file of another precision
     Quantize(QuantizeArgs),
+    /// Make a tokenizer from a corpus: tokenizer.model and tokenizer.json
+    TrainTokenizer(TrainTokenizerArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -326,6 +328,38 @@ pub struct QuantizeArgs {
     #[arg(long = "type", value_name = "TYPE", default_value = "q8_0")]
     pub ty: String,
     /// Threads that compute [default: one for each core]
+    #[arg(long, short, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// `lapidary train-tokenizer`.
+#[derive(Args)]
+pub struct TrainTokenizerArgs {
+    /// Files and folders: .jsonl, .txt or .parquet, also .gz and .zst
+    #[arg(required = true)]
+    pub corpus: Vec<PathBuf>,
+    /// The folder for the tokenizer's files
+    #[arg(long, short, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Entries of the vocabulary, control tokens and bytes included
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    pub vocab: usize,
+    /// Share of the corpus's characters that get entries of their own; the rest is written as bytes
+    #[arg(long, value_name = "P", default_value_t = 0.9995)]
+    pub coverage: f64,
+    /// Characters of an entry at most
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub max_length: usize,
+    /// Control tokens to keep for later: <unused0>, <unused1>, …
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub unused: usize,
+    /// What the files hold, where their names don't say it: jsonl, text or parquet
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// A broken line is an error, instead of being left out and counted
+    #[arg(long)]
+    pub strict: bool,
+    /// Threads that count words; the result does not depend on them [default: one for each core]
     #[arg(long, short, value_name = "N")]
     pub threads: Option<usize>,
 }

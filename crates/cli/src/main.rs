@@ -11,6 +11,7 @@ mod quantize;
 mod run;
 mod show;
 mod text;
+mod train_tokenizer;
 
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Logits(args) => logits::logits(args),
         Command::Bench(args) => bench::bench(args),
         Command::Quantize(args) => quantize::quantize(args),
+        Command::TrainTokenizer(args) => train_tokenizer::run(&args),
         Command::Completions { shell } => {
             let mut command = Cli::command();
             clap_complete::generate(shell, &mut command, "lapidary", &mut std::io::stdout());

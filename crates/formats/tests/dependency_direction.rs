@@ -11,7 +11,7 @@ const ALLOWED: [(&str, &[&str]); 7] = [
     ("ops", &["kernels"]),
     ("model", &["ops", "formats"]),
     ("engine", &["model", "ops", "formats"]),
-    ("tune", &["model", "ops", "formats"]),
+    ("tune", &["engine", "model", "ops", "formats"]),
     ("cli", &["engine", "tune", "model", "ops", "formats"]),
 ];
 

@@ -1,10 +1,13 @@
 //! Making models from models: conversion to GGUF and quantisation.
 #![forbid(unsafe_code)]
 
+pub mod data;
 mod gguf_names;
 mod options;
 mod quantize;
+pub mod run;
 mod sequence;
+pub mod tokenizer;
 
 pub use options::{AdamW, LoraOptions, Method, StatePrecision, StepReport, TrainOptions};
 pub use quantize::{Options, Report, quantize};

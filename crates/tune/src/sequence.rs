@@ -1,8 +1,10 @@
 //! What a trainer learns from.
 
+use serde::{Deserialize, Serialize};
+
 /// One document, or one conversation, as tokens. It never sees another one: a micro-batch holds
 /// many, and each has its own positions, from 0.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Sequence {
     /// Token ids.
     pub ids: Vec<u32>,
@@ -25,7 +27,7 @@ impl Sequence {
 }
 
 /// Two answers to one prompt, for direct preference optimisation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pair {
     /// The prompt with the better answer; the answer's tokens are learnt.
     pub chosen: Sequence,
