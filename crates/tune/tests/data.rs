@@ -63,7 +63,7 @@ fn spec(paths: &[&Path]) -> SourceSpec {
 }
 
 fn all(source: &mut Source) -> Vec<Document> {
-    std::iter::from_fn(|| source.next().unwrap()).collect()
+    std::iter::from_fn(|| source.next_document().unwrap()).collect()
 }
 
 fn read(spec: SourceSpec) -> Vec<Document> {
@@ -103,7 +103,7 @@ fn compressed_files_hold_what_plain_ones_do() {
         let cut = dir.file(name, &bytes[..bytes.len() - 9]);
         let mut source = Source::new(spec(&[&cut]), 1, 0).unwrap();
         let error = loop {
-            match source.next() {
+            match source.next_document() {
                 Ok(Some(_)) => {}
                 Ok(None) => panic!("{name} ended quietly"),
                 Err(e) => break e.to_string(),
@@ -127,7 +127,8 @@ fn broken_lines_are_told_or_stop_the_reading() {
     assert!(told[0].error.to_string().contains("a.jsonl: line 3: not JSON"), "{:?}", told[0]);
     assert!(told[1].error.to_string().contains("line 4: none of the keys"), "{:?}", told[1]);
     let mut source = Source::new(SourceSpec { strict: true, ..spec(&[&file]) }, 1, 0).unwrap();
-    let error = std::iter::from_fn(|| source.next().transpose()).find_map(Result::err).unwrap();
+    let error =
+        std::iter::from_fn(|| source.next_document().transpose()).find_map(Result::err).unwrap();
     assert!(error.to_string().contains("line 3"), "{error}");
 }
 
@@ -143,7 +144,7 @@ fn plain_text_is_cut_into_documents() {
     let parted = read(SourceSpec { separator: Some("<end>".into()), ..spec(&[&file]) });
     assert_eq!(parted, [Document::Text("one\n\ntwo".into()), Document::Text("three".into())]);
     let file = dir.file("c.txt", [b'a', 0xff]);
-    let error = Source::new(spec(&[&file]), 1, 0).unwrap().next().unwrap_err().to_string();
+    let error = Source::new(spec(&[&file]), 1, 0).unwrap().next_document().unwrap_err().to_string();
     assert!(error.contains("c.txt: line 1: is not UTF-8"), "{error}");
 }
 
@@ -156,7 +157,7 @@ fn parquet_rows_are_examples() {
         assert_eq!(row.words(), [format!("question {i}"), format!("answer {i}")]);
     }
     let mut source = Source::new(spec(&[&folder.join("messages-zstd.parquet")]), 1, 0).unwrap();
-    let error = source.next().unwrap_err().to_string();
+    let error = source.next_document().unwrap_err().to_string();
     assert!(error.contains("snappy"), "{error}");
     let dir = Folder::new("parquet");
     let bytes = std::fs::read(folder.join("messages-snappy.parquet")).unwrap();
@@ -199,7 +200,7 @@ fn a_source_goes_on_where_it_stood() {
     for stop in [0, 1, 15, 16, 47, 48, 49, 50, 90, whole.len()] {
         let mut source = Source::new(spec.clone(), 1, 0).unwrap();
         for document in &whole[..stop] {
-            assert_eq!(source.next().unwrap().as_ref(), Some(document));
+            assert_eq!(source.next_document().unwrap().as_ref(), Some(document));
         }
         let stored = serde_json::to_string(&source.state()).unwrap();
         let mut again = Source::new(spec.clone(), 1, 0).unwrap();

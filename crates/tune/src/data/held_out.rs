@@ -37,7 +37,7 @@ pub fn held_out(
         let mut source = Source::new(spec, 0, 0)?;
         let mut found = HeldOut { name, sequences: Vec::new(), bytes: 0 };
         let mut count = 0;
-        'documents: while let Some(document) = source.next()? {
+        'documents: while let Some(document) = source.next_document()? {
             // What can't be encoded is told when the training part meets its like.
             for example in encoder.encode(&document).unwrap_or_default() {
                 let sequence = match example {

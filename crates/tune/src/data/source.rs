@@ -106,7 +106,7 @@ impl Source {
     ///
     /// # Errors
     /// If a file can't be read, or, where the source is strict, at the first broken record.
-    pub fn next(&mut self) -> Result<Option<Document>> {
+    pub fn next_document(&mut self) -> Result<Option<Document>> {
         let mut fresh = false;
         while self.spec.epochs.is_none_or(|most| self.epoch < most) {
             self.fill()?;

@@ -212,7 +212,7 @@ impl Stream {
     fn fill_waiting(&mut self) -> Result<bool> {
         while self.waiting.is_empty() {
             let Some(index) = self.draw() else { return Ok(false) };
-            let document = self.sources[index].next()?;
+            let document = self.sources[index].next_document()?;
             for broken in self.sources[index].take_broken() {
                 self.counts.broken += 1;
                 let text = format!("left out: {}", broken.error);

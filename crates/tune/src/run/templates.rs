@@ -147,7 +147,6 @@ pub fn template(kind: &str, file: &str) -> Option<String> {
                 every: "200",
                 prompts: "[\"Once upon a time\"]",
                 chat: "false",
-                ..tuned
             };
             (parts, vec![PRETRAIN])
         }
