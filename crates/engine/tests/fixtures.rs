@@ -10,20 +10,36 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-const HF: [&str; 10] = [
+const HF: [&str; 15] = [
     "gemma",
     "gemma2",
     "gemma3",
     "gemma3_text",
     "gemma3_text_bf16",
+    "gemma4_text",
+    "gemma4_e2b",
+    "gemma4_12b",
+    "gemma4_26b_a4b",
+    "gemma4_31b",
     "llama_mha",
     "llama_gqa",
     "gpt2",
     "gpt3",
     "gpt_neo",
 ];
-const GGUF: [&str; 6] =
-    ["gemma-q8_0", "gemma2-f32", "gemma2-q8_0", "gemma3_text-q8_0", "llama_gqa-q8_0", "gpt2-q8_0"];
+const GGUF: [&str; 11] = [
+    "gemma-q8_0",
+    "gemma2-f32",
+    "gemma2-q8_0",
+    "gemma3_text-q8_0",
+    "gemma4_text-q8_0",
+    "gemma4_e2b-q8_0",
+    "gemma4_12b-q8_0",
+    "gemma4_26b_a4b-q8_0",
+    "gemma4_31b-q8_0",
+    "llama_gqa-q8_0",
+    "gpt2-q8_0",
+];
 
 /// The fixtures' folder; says so when it is not there.
 fn fixtures() -> Option<PathBuf> {
@@ -231,7 +247,9 @@ fn gguf_files_give_the_references_logits() {
             }
         }
         let mean = kl / f64::from(rows);
-        assert!(mean < 5e-3, "{name}: 8-bit activations diverge by {mean} nats");
+        // Scores without a scale take more of an error in a query or a key.
+        let most = if family.starts_with("gemma4") { 3e-2 } else { 5e-3 };
+        assert!(mean < most, "{name}: 8-bit activations diverge by {mean} nats");
         println!(
             "{name}: exact within {worst:.3} of the tolerance; 8-bit activations KL {mean:.2e}"
         );

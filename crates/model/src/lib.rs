@@ -5,6 +5,7 @@
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod gpt2;
 mod gpt_neo;
 mod llama;
@@ -85,6 +86,12 @@ const FAMILIES: &[Family] = &[
         defaults: gemma3::DEFAULTS,
         info: gemma3::info,
         load: gemma3::load,
+    },
+    Family {
+        names: &["gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"],
+        defaults: gemma4::DEFAULTS,
+        info: gemma4::info,
+        load: gemma4::load,
     },
     Family { names: &["llama"], defaults: &[], info: llama::info, load: llama::load },
     Family { names: &["gpt2"], defaults: &[], info: gpt2::info, load: gpt2::load },

@@ -1,6 +1,6 @@
 //! Weights by name, checked for shape and type, onto a device.
 
-use lapidary_formats::{Bytes, Checkpoint, DType, Result, Source, TensorView};
+use lapidary_formats::{Bytes, Checkpoint, DType, FormatError, Result, Source, TensorView};
 use lapidary_ops::{BlockType, Linear, Ops, RawMatrix, Vector, Weight, blocks};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -77,6 +77,21 @@ impl<'a> Weights<'a> {
         Ok(view)
     }
 
+    /// How many rows the matrix `hf`.weight or `gguf`.weight has, if it is there.
+    pub fn rows(&self, hf: &str, gguf: &str) -> Option<usize> {
+        let name = self.name(&format!("{hf}.weight"), &format!("{gguf}.weight"));
+        self.checkpoint.get(&name)?.shape.first().copied()
+    }
+
+    /// An error about a tensor.
+    pub fn wrong(&self, hf: &str, gguf: &str, problem: &str) -> FormatError {
+        let name = self.name(hf, gguf);
+        match self.checkpoint.tensor(&name) {
+            Ok(view) => view.wrong(problem),
+            Err(e) => e,
+        }
+    }
+
     /// Whether a tensor is there.
     pub fn has(&self, hf: &str, gguf: &str) -> bool {
         self.checkpoint.get(&self.name(hf, gguf)).is_some()
@@ -127,6 +142,64 @@ impl<'a> Weights<'a> {
         let bytes = Arc::new(view.bytes.clone());
         let raw = RawMatrix { ty, n, k, bytes, done: &|_| {} };
         self.ops.table(raw).map_err(|e| view.wrong(e))
+    }
+
+    /// As [`Weights::table`], cut into `parts` tables of `k` columns each.
+    pub fn table_parts(
+        &mut self,
+        hf: &str,
+        gguf: &str,
+        [n, k]: [usize; 2],
+        parts: usize,
+    ) -> Result<Vec<Weight>> {
+        let table = self.table(hf, gguf, [n, parts * k])?;
+        let view = self.view(&self.name(&format!("{hf}.weight"), &format!("{gguf}.weight")))?;
+        (0..parts)
+            .map(|i| {
+                let part = table.columns(i * k..(i + 1) * k);
+                part.ok_or_else(|| view.wrong(format!("its type can't be cut in parts of {k}")))
+            })
+            .collect()
+    }
+
+    /// A matrix `[parts * n, k]` by its whole name, as `parts` projections.
+    pub fn linear_parts(
+        &mut self,
+        hf: &str,
+        gguf: &str,
+        parts: usize,
+        [n, k]: [usize; 2],
+    ) -> Result<Vec<Linear>> {
+        let view = self.view(&self.name(hf, gguf))?;
+        view.expect_shape(&[parts * n, k])?;
+        self.cut(&view, parts, [n, k])
+    }
+
+    /// The experts' matrices `[count, n, k]` by their whole name. A step reads `active` of them.
+    pub fn experts(
+        &mut self,
+        hf: &str,
+        gguf: &str,
+        (count, active): (usize, usize),
+        [n, k]: [usize; 2],
+    ) -> Result<Vec<Linear>> {
+        let view = self.view(&self.name(hf, gguf))?;
+        view.expect_shape(&[count, n, k])?;
+        let before = self.step_bytes;
+        let experts = self.cut(&view, count, [n, k])?;
+        self.step_bytes = before + (self.step_bytes - before) / count * active;
+        Ok(experts)
+    }
+
+    fn cut(&mut self, view: &TensorView, parts: usize, shape: [usize; 2]) -> Result<Vec<Linear>> {
+        let size = view.bytes.len() / parts;
+        (0..parts)
+            .map(|i| {
+                let bytes = view.bytes.slice(i * size..(i + 1) * size);
+                let bytes = bytes.ok_or_else(|| view.wrong("this type can't be cut in parts"))?;
+                Ok(Linear { weight: self.upload(view, bytes, shape)?, bias: None })
+            })
+            .collect()
     }
 
     /// A projection without bias.

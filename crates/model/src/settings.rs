@@ -1,6 +1,6 @@
 //! A checkpoint's settings, by their names in config.json and in GGUF metadata.
 
-use lapidary_formats::gguf::Metadata;
+use lapidary_formats::gguf::{Metadata, Value};
 use lapidary_formats::{Checkpoint, Config, FormatError, Result, Source};
 use lapidary_ops::Activation;
 use std::ops::RangeInclusive;
@@ -11,6 +11,8 @@ pub enum Settings<'a> {
     Hf {
         /// The object with the text model's settings.
         text: Config<'a>,
+        /// The whole file.
+        root: Config<'a>,
         /// `model_type` of the whole checkpoint.
         architecture: &'a str,
         /// Counts that the reference assumes where the file is silent.
@@ -48,8 +50,8 @@ impl<'a> Settings<'a> {
             Source::Hf { .. } => {
                 let config = checkpoint.config().unwrap_or_else(|| unreachable!("a directory"))?;
                 let architecture = config.str("model_type")?;
-                let text = config.opt_object("text_config")?.unwrap_or(config);
-                Ok(Settings::Hf { text, architecture, defaults: &[] })
+                let text = config.opt_object("text_config")?.unwrap_or(config.clone());
+                Ok(Settings::Hf { text, root: config, architecture, defaults: &[] })
             }
             Source::Gguf(metadata) => {
                 let architecture = metadata.str("general.architecture")?;
@@ -61,8 +63,8 @@ impl<'a> Settings<'a> {
     /// The same with a family's defaults.
     pub(crate) fn with_defaults(self, counts: &'static [(&'static str, usize)]) -> Self {
         match self {
-            Settings::Hf { text, architecture, .. } => {
-                Settings::Hf { text, architecture, defaults: counts }
+            Settings::Hf { text, root, architecture, .. } => {
+                Settings::Hf { text, root, architecture, defaults: counts }
             }
             gguf => gguf,
         }
@@ -89,6 +91,20 @@ impl<'a> Settings<'a> {
             Settings::Hf { text, .. } => Some(text),
             Settings::Gguf { .. } => None,
         }
+    }
+
+    /// The whole of config.json, where that is the source.
+    pub fn root(&self) -> Option<&Config<'a>> {
+        match self {
+            Settings::Hf { root, .. } => Some(root),
+            Settings::Gguf { .. } => None,
+        }
+    }
+
+    /// The token ids that config.json has under those of `keys` that are there.
+    pub fn token_ids(&self, keys: &[&str]) -> Result<Vec<u32>> {
+        let Some(root) = self.root() else { return Ok(Vec::new()) };
+        keys.iter().filter_map(|key| root.opt_u32(key).transpose()).collect()
     }
 
     /// An error about `key`.
@@ -147,6 +163,37 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// A count for each of `layers` layers: an array of that many, or one for all of them.
+    pub fn counts(
+        &self,
+        hf: &str,
+        gguf: &str,
+        layers: usize,
+        bounds: RangeInclusive<usize>,
+    ) -> Result<Vec<usize>> {
+        let key = self.key(hf, gguf);
+        let found = match self {
+            Settings::Hf { text, .. } if text.get(&key).is_some_and(|v| v.is_array()) => {
+                text.usizes(&key)?
+            }
+            Settings::Gguf { metadata, .. }
+                if matches!(metadata.get(&key), Some(Value::Array(_))) =>
+            {
+                metadata.u32s(&key)?.into_iter().map(|n| n as usize).collect()
+            }
+            _ => return Ok(vec![self.count(hf, gguf, bounds)?; layers]),
+        };
+        if found.len() != layers {
+            let problem = format!("{} values where {layers} layers have one each", found.len());
+            return Err(self.error(&key, problem));
+        }
+        if let Some(n) = found.iter().find(|n| !bounds.contains(n)) {
+            let (low, high) = bounds.into_inner();
+            return Err(self.error(&key, format!("{n} is not between {low} and {high}")));
+        }
+        Ok(found)
+    }
+
     /// A positive finite number, if it is there.
     pub fn opt_positive(&self, hf: &str, gguf: &str) -> Result<Option<f32>> {
         let key = self.key(hf, gguf);
@@ -194,6 +241,21 @@ impl<'a> Settings<'a> {
         Ok(dim)
     }
 
+    /// Whether config.json has a flag set.
+    pub fn flag(&self, key: &str) -> Result<bool> {
+        let found = self.hf().map(|c| c.opt_bool(key)).transpose()?.flatten();
+        Ok(found.unwrap_or(false))
+    }
+
+    /// What `per_layer_config` of config.json says of layer `i`.
+    pub fn opt_layer_config(&self, i: usize) -> Result<Option<Config<'a>>> {
+        let Some(config) = self.hf() else { return Ok(None) };
+        match config.opt_object("per_layer_config")? {
+            Some(all) => all.opt_object(&i.to_string()),
+            None => Ok(None),
+        }
+    }
+
     /// Refuses a config.json flag that asks for something other than `allowed`.
     pub fn require_flag(&self, key: &str, allowed: bool) -> Result<()> {
         match self.hf().map(|c| c.opt_bool(key)).transpose()?.flatten() {
@@ -223,8 +285,21 @@ impl<'a> Settings<'a> {
         Ok(default)
     }
 
-    /// `layer_types` of config.json: for each of `count` layers whether it is local.
+    /// For each of `count` layers whether it is local: `layer_types` of config.json, or GGUF's
+    /// `attention.sliding_window_pattern` where that is an array.
     pub fn layer_types(&self, count: usize) -> Result<Option<Vec<bool>>> {
+        if let Settings::Gguf { metadata, .. } = self {
+            let key = self.key("", "attention.sliding_window_pattern");
+            return match metadata.get(&key) {
+                Some(Value::Array(_)) => match metadata.bools(&key)? {
+                    all if all.len() == count => Ok(Some(all.to_vec())),
+                    other => {
+                        Err(self.error(&key, format!("{} values for {count} layers", other.len())))
+                    }
+                },
+                _ => Ok(None),
+            };
+        }
         let Some(kinds) = self.hf().and_then(|c| c.get("layer_types")) else { return Ok(None) };
         let parse = |kind: &serde_json::Value| match kind.as_str() {
             Some("sliding_attention") => Ok(true),

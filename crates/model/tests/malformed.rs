@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const FAMILIES: [&str; 6] = ["gemma", "gemma2", "gemma3_text", "llama", "gpt2", "gpt_neo"];
+const FAMILIES: [&str; 7] =
+    ["gemma", "gemma2", "gemma3_text", "gemma4_text", "llama", "gpt2", "gpt_neo"];
 /// Width, heads, KV heads, head size, feed-forward, vocabulary, layers.
 const D: usize = 32;
 const H: usize = 4;
@@ -41,6 +42,9 @@ fn random(name: &str, shape: &[usize]) -> Tensor {
 fn valid(family: &str) -> (Value, Vec<Tensor>) {
     if family.starts_with("gpt") {
         return valid_gpt(family);
+    }
+    if family == "gemma4_text" {
+        return valid_gemma4();
     }
     let mut config = json!({
         "model_type": family, "hidden_size": D, "num_hidden_layers": L, "intermediate_size": F,
@@ -84,6 +88,60 @@ fn valid(family: &str) -> (Value, Vec<Tensor>) {
             add("self_attn.q_norm", &[HD]);
             add("self_attn.k_norm", &[HD]);
         }
+    }
+    (config, t)
+}
+
+/// With experts, per-layer embeddings, and a last layer that reads the first one's keys.
+fn valid_gemma4() -> (Value, Vec<Tensor>) {
+    let (experts, ple) = (4, 8);
+    let config = json!({
+        "model_type": "gemma4_text", "hidden_size": D, "num_hidden_layers": L,
+        "intermediate_size": F, "num_attention_heads": H, "num_key_value_heads": KV,
+        "head_dim": HD, "global_head_dim": HD, "vocab_size": V, "max_position_embeddings": 64,
+        "sliding_window": 8, "layer_types": ["full_attention", "full_attention"],
+        "num_kv_shared_layers": 1, "hidden_size_per_layer_input": ple,
+        "vocab_size_per_layer_input": V, "enable_moe_block": true, "num_experts": experts,
+        "top_k_experts": 2, "moe_intermediate_size": F, "final_logit_softcapping": 30.0,
+    });
+    let mut t =
+        vec![random("model.embed_tokens.weight", &[V, D]), random("model.norm.weight", &[D])];
+    t.push(random("model.embed_tokens_per_layer.weight", &[V, L * ple]));
+    t.push(random("model.per_layer_model_projection.weight", &[L * ple, D]));
+    t.push(random("model.per_layer_projection_norm.weight", &[ple]));
+    for i in 0..L {
+        let mut add = |name: &str, shape: &[usize]| {
+            t.push(random(&format!("model.layers.{i}.{name}"), shape));
+        };
+        for norm in ["input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm"] {
+            add(&format!("{norm}.weight"), &[D]);
+        }
+        for norm in ["post_feedforward_layernorm", "post_feedforward_layernorm_1"] {
+            add(&format!("{norm}.weight"), &[D]);
+        }
+        for norm in ["post_feedforward_layernorm_2", "pre_feedforward_layernorm_2"] {
+            add(&format!("{norm}.weight"), &[D]);
+        }
+        add("post_per_layer_input_norm.weight", &[D]);
+        add("self_attn.q_proj.weight", &[H * HD, D]);
+        add("self_attn.q_norm.weight", &[HD]);
+        if i == 0 {
+            add("self_attn.k_proj.weight", &[KV * HD, D]);
+            add("self_attn.v_proj.weight", &[KV * HD, D]);
+            add("self_attn.k_norm.weight", &[HD]);
+        }
+        add("self_attn.o_proj.weight", &[D, H * HD]);
+        add("mlp.gate_proj.weight", &[F, D]);
+        add("mlp.up_proj.weight", &[F, D]);
+        add("mlp.down_proj.weight", &[D, F]);
+        add("router.proj.weight", &[experts, D]);
+        add("router.scale", &[D]);
+        add("router.per_expert_scale", &[experts]);
+        add("experts.gate_up_proj", &[experts, 2 * F, D]);
+        add("experts.down_proj", &[experts, D, F]);
+        add("per_layer_input_gate.weight", &[ple, D]);
+        add("per_layer_projection.weight", &[D, ple]);
+        add("layer_scalar", &[1]);
     }
     (config, t)
 }
@@ -233,8 +291,8 @@ fn tensors_that_do_not_fit_are_named() {
             });
             change("integers", &|t| t[i].dtype = DType::I32);
             for bits in [f32::NAN, f32::INFINITY] {
-                // Tables of positions are gathered as they are, and checked when rows are read.
-                if !name.ends_with("wpe.weight") {
+                // Tables of rows are gathered as they are, and checked when rows are read.
+                if !name.ends_with("wpe.weight") && !name.contains("tokens_per_layer") {
                     change("not finite", &|t| {
                         let end = t[i].bytes.len();
                         t[i].bytes[end - 4..].copy_from_slice(&bits.to_le_bytes());
@@ -281,6 +339,11 @@ fn settings_that_make_no_sense_are_named() {
             "vocab_size",
             "max_position_embeddings",
             "sliding_window",
+            "global_head_dim",
+            "vocab_size_per_layer_input",
+            "num_experts",
+            "top_k_experts",
+            "moe_intermediate_size",
             "n_embd",
             "n_layer",
             "n_head",
@@ -315,6 +378,19 @@ fn settings_that_make_no_sense_are_named() {
             continue;
         }
         check(&one("num_key_value_heads", json!(3)), "heads", "num_key_value_heads");
+        if family == "gemma4_text" {
+            check(&one("global_head_dim", json!(7)), "odd head", "head_dim");
+            check(&one("num_kv_shared_layers", json!(2)), "shared", "num_kv_shared_layers");
+            check(&one("num_kv_shared_layers", json!(3)), "shared", "num_kv_shared_layers");
+            check(&one("top_k_experts", json!(5)), "experts", "top_k_experts");
+            check(&one("per_layer_config", json!({"1": {"head_dim": 9}})), "layer", "head_dim");
+            let rope = |r: Value| one("rope_parameters", json!({"full_attention": r}));
+            check(&rope(json!({"rope_type": "yarn"})), "rope", "rope_type");
+            check(&rope(json!({"partial_rotary_factor": 0.5})), "rope", "rope_type");
+            let all = one("use_bidirectional_attention", json!("all"));
+            check(&all, "bidirectional", "use_bidirectional_attention");
+            continue;
+        }
         check(&one("head_dim", json!(7)), "odd head", "head_dim");
         check(&one("rms_norm_eps", json!(0)), "epsilon", "rms_norm_eps");
         check(&one("rope_theta", json!(-1)), "base", "rope_theta");

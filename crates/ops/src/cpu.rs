@@ -3,8 +3,8 @@
 use crate::tensor::FreeList;
 use crate::weight::WeightData;
 use crate::{
-    Activation, AttentionSpec, Isa, KvCache, Linear, Ops, PackError, Pool, RawMatrix, Rope, Rows,
-    Tensor, Vector, Weight, blocks,
+    Activation, AttentionSpec, Isa, KvCache, Linear, Ops, PackError, Pool, RawMatrix, Rope, Routes,
+    Rows, Tensor, Vector, Weight, blocks,
 };
 use lapidary_kernels::{self as kernels, ByteRows, FloatRows, Packed};
 use std::sync::Arc;
@@ -110,6 +110,20 @@ impl Cpu {
         out
     }
 
+    /// `act(first half) * second half` of each row.
+    fn gated_halves(&mut self, x: &Tensor, kind: Activation) -> Tensor {
+        let (isa, half) = (self.isa, x.cols() / 2);
+        let mut out = self.stale(x.rows(), half);
+        self.by_rows(out.data_mut(), half, |rows, part| {
+            let x = &x.data()[rows.start * 2 * half..rows.end * 2 * half];
+            for (x, out) in x.chunks_exact(2 * half).zip(part.chunks_exact_mut(half)) {
+                out.copy_from_slice(&x[..half]);
+                kernels::gated(isa, kind, out, &x[half..]);
+            }
+        });
+        out
+    }
+
     fn product(&mut self, x: &Tensor, w: &Packed, out: &mut [f32]) {
         let fast = w.layout.is_quantised() && self.precision == Precision::Fast;
         let known = match &self.arranged {
@@ -153,7 +167,7 @@ impl Ops for Cpu {
                 ty.name()
             )));
         }
-        Ok(Weight(Arc::new(WeightData::Table { ty, n, k, bytes })))
+        Ok(Weight(Arc::new(WeightData::Table { ty, n, columns: 0..k, k, bytes })))
     }
 
     fn embed(&mut self, weight: &Weight, ids: &[u32], scale: f32) -> Tensor {
@@ -164,10 +178,11 @@ impl Ops for Cpu {
             for (&id, out) in ids[rows].iter().zip(part.chunks_exact_mut(k)) {
                 match &*weight.0 {
                     WeightData::Packed(p) => p.row(isa, id as usize, out),
-                    WeightData::Table { ty, bytes, .. } => {
-                        let size = k / ty.block_len() * ty.block_bytes();
-                        let at = id as usize * size;
-                        blocks::dequantize(*ty, &(**bytes).as_ref()[at..at + size], out);
+                    WeightData::Table { ty, columns, k, bytes, .. } => {
+                        let size = |elements| elements / ty.block_len() * ty.block_bytes();
+                        let at = id as usize * size(*k);
+                        let part = at + size(columns.start)..at + size(columns.end);
+                        blocks::dequantize(*ty, &(**bytes).as_ref()[part], out);
                     }
                 }
                 if scale != 1.0 {
@@ -241,6 +256,19 @@ impl Ops for Cpu {
                 kv.write(block, position, &k.data()[part(k)], &v.data()[part(v)]);
             }
         }
+        self.attend_shared(q, spec, layer, rows, cache)
+    }
+
+    fn attend_shared(
+        &mut self,
+        q: &Tensor,
+        spec: &AttentionSpec,
+        layer: usize,
+        rows: &Rows,
+        cache: &KvCache,
+    ) -> Tensor {
+        let group = cache.layout.layers[layer].group;
+        let kv = &cache.layers[layer];
         let spans: Vec<kernels::Span> = (rows.spans.iter())
             .map(|s| kernels::Span {
                 rows: s.rows.clone(),
@@ -250,6 +278,44 @@ impl Ops for Cpu {
             .collect();
         let mut out = self.stale(q.rows(), q.cols());
         kernels::attend(self.isa, &self.pool, spec, &spans, q.data(), kv, out.data_mut());
+        out
+    }
+
+    fn route(&mut self, scores: &Tensor, k: usize, scale: &Vector) -> Routes {
+        let (experts, weights) = (scores.data().chunks_exact(scores.cols()))
+            .flat_map(|row| kernels::top_experts(self.isa, row, k))
+            .map(|(e, w)| (e, w * scale.values()[e as usize]))
+            .unzip();
+        Routes { k, experts, weights }
+    }
+
+    fn experts(
+        &mut self,
+        x: &Tensor,
+        routes: &Routes,
+        gate_up: &[Linear],
+        down: &[Linear],
+        kind: Activation,
+    ) -> Tensor {
+        let mut out = self.stale(x.rows(), down[0].weight.n());
+        out.data_mut().fill(0.0);
+        // A row adds up in the order of its experts' numbers, whichever other rows there are.
+        for (expert, (gate_up, down)) in gate_up.iter().zip(down).enumerate() {
+            let (rows, weights) = routes.rows(expert);
+            if rows.is_empty() {
+                continue;
+            }
+            let h = self.gather(x, &rows);
+            let h = self.linear(&h, gate_up);
+            let h = self.gated_halves(&h, kind);
+            let h = self.linear(&h, down);
+            let cols = h.cols();
+            let weighted = h.data().chunks_exact(cols).zip(&weights);
+            for (row, (h, w)) in rows.into_iter().zip(weighted) {
+                let out = &mut out.data_mut()[row as usize * cols..(row as usize + 1) * cols];
+                out.iter_mut().zip(h).for_each(|(o, h)| *o = h.mul_add(*w, *o));
+            }
+        }
         out
     }
 

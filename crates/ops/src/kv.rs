@@ -26,12 +26,18 @@ pub struct KvLayout {
 impl KvLayout {
     /// Layers of one shape whose windows are given one by one.
     pub fn new(heads: usize, head_dim: usize, windows: &[Option<usize>]) -> Self {
+        let layers: Vec<_> = windows.iter().map(|w| (heads, head_dim, *w)).collect();
+        Self::mixed(&layers)
+    }
+
+    /// Layers of any shapes: KV heads, elements of a head, window.
+    pub fn mixed(layers: &[(usize, usize, Option<usize>)]) -> Self {
         let mut groups: Vec<Option<usize>> = Vec::new();
-        let layers = (windows.iter())
-            .map(|w| {
-                let found = groups.iter().position(|g| g == w);
+        let layers = (layers.iter())
+            .map(|&(heads, head_dim, window)| {
+                let found = groups.iter().position(|g| *g == window);
                 let group = found.unwrap_or_else(|| {
-                    groups.push(*w);
+                    groups.push(window);
                     groups.len() - 1
                 });
                 KvLayerShape { heads, head_dim, group }

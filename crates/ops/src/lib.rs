@@ -8,6 +8,7 @@
 mod cpu;
 mod kv;
 mod rope;
+mod route;
 mod tensor;
 mod weight;
 
@@ -19,6 +20,7 @@ pub use lapidary_kernels::{
 };
 pub use lapidary_kernels::{f32_peak, int8_peak, read_bandwidth};
 pub use rope::Rope;
+pub use route::Routes;
 pub use tensor::Tensor;
 pub use weight::{Linear, RawMatrix, SharedBytes, Vector, Weight};
 
@@ -67,6 +69,33 @@ pub trait Ops {
         layer: usize,
         rows: &Rows,
         cache: &mut KvCache,
+    ) -> Tensor;
+
+    /// As [`Ops::attend`], to the keys and values that an earlier layer has written to `layer` of
+    /// the cache for these rows.
+    fn attend_shared(
+        &mut self,
+        q: &Tensor,
+        spec: &AttentionSpec,
+        layer: usize,
+        rows: &Rows,
+        cache: &KvCache,
+    ) -> Tensor;
+
+    /// The `k` likeliest experts of each row of `scores` (`[rows, experts]`) with their weights:
+    /// the softmax over those chosen, times `scale[expert]`.
+    fn route(&mut self, scores: &Tensor, k: usize, scale: &Vector) -> Routes;
+
+    /// Sends each row through its experts' feed-forward layers and sums what comes out by the
+    /// routes' weights: `down(act(gate) * up)`, where `gate_up` is `[2 * ffn, width]` (the gate
+    /// first) and `down` is `[width, ffn]`, one for each expert.
+    fn experts(
+        &mut self,
+        x: &Tensor,
+        routes: &Routes,
+        gate_up: &[Linear],
+        down: &[Linear],
+        kind: Activation,
     ) -> Tensor;
 
     /// `act(x)`, element by element.

@@ -21,6 +21,14 @@ impl Rope {
         Self { pairs, frequencies, table: RwLock::default() }
     }
 
+    /// `base^(-2 i / head_dim)` for the first `turning` pairs; the others stand still ("proportional"
+    /// RoPE: the exponents are over the whole head).
+    pub fn proportional(base: f32, head_dim: usize, turning: usize, pairs: RopePairs) -> Self {
+        let mut rope = Self::new(base, head_dim, 1.0, pairs);
+        rope.frequencies[turning..].fill(0.0);
+        rope
+    }
+
     /// Pairs of a head.
     pub(crate) fn half(&self) -> usize {
         self.frequencies.len()

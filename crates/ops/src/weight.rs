@@ -29,8 +29,8 @@ pub struct Weight(pub(crate) Arc<WeightData>);
 pub(crate) enum WeightData {
     /// For products, and for gathering rows.
     Packed(Packed),
-    /// For gathering rows alone.
-    Table { ty: BlockType, n: usize, k: usize, bytes: SharedBytes },
+    /// For gathering rows alone, some `columns` of rows of `k`.
+    Table { ty: BlockType, n: usize, columns: Range<usize>, k: usize, bytes: SharedBytes },
 }
 
 impl Weight {
@@ -46,8 +46,23 @@ impl Weight {
     pub fn k(&self) -> usize {
         match &*self.0 {
             WeightData::Packed(p) => p.k,
-            WeightData::Table { k, .. } => *k,
+            WeightData::Table { columns, .. } => columns.len(),
         }
+    }
+
+    /// Some columns of a table, as a table: `None` where they would cut a block of its type.
+    pub fn columns(&self, part: Range<usize>) -> Option<Weight> {
+        let WeightData::Table { ty, n, columns, k, bytes } = &*self.0 else { return None };
+        let part = columns.start + part.start..columns.start + part.end;
+        let len = ty.block_len();
+        if part.end > columns.end
+            || !part.start.is_multiple_of(len)
+            || !part.len().is_multiple_of(len)
+        {
+            return None;
+        }
+        let (ty, n, k, bytes) = (*ty, *n, *k, bytes.clone());
+        Some(Weight(Arc::new(WeightData::Table { ty, n, columns: part, k, bytes })))
     }
 
     /// Bytes that a product with it reads: 0 for a table.
