@@ -272,6 +272,11 @@ pub(crate) fn exp_minus(isa: Isa, x: &mut [f32], top: f32) {
     isa.run(Exp(x, top));
 }
 
+/// The sum of the squares of `x`, in the same order.
+pub(crate) fn sum_of_squares(isa: Isa, x: &[f32]) -> f32 {
+    isa.run(Sum(x, true))
+}
+
 /// The sum of `x` in the order of [`tree`].
 pub(crate) fn sum(isa: Isa, x: &[f32]) -> f32 {
     isa.run(Sum(x, false))

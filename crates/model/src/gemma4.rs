@@ -381,7 +381,7 @@ fn global_rope(s: &Settings, w: &mut Weights, head_dim: usize) -> Result<Rope> {
             let part = mine.opt_f64("partial_rotary_factor")?.unwrap_or(1.0);
             let kind = mine.opt_str("rope_type")?.unwrap_or("default");
             let known = kind == "proportional" || (kind == "default" && part == 1.0);
-            if !known || !(0.0..=1.0).contains(&part) || !(base.is_finite() && base > 0.0) {
+            if !(known && (0.0..=1.0).contains(&part) && base.is_finite() && base > 0.0) {
                 let problem = format!(
                     "\"{kind}\" with base {base} and factor {part}: \"proportional\" was expected"
                 );

@@ -5,6 +5,7 @@
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma3n;
 mod gemma4;
 mod gpt2;
 mod gpt_neo;
@@ -86,6 +87,12 @@ const FAMILIES: &[Family] = &[
         defaults: gemma3::DEFAULTS,
         info: gemma3::info,
         load: gemma3::load,
+    },
+    Family {
+        names: &["gemma3n", "gemma3n_text"],
+        defaults: gemma3n::DEFAULTS,
+        info: gemma3n::info,
+        load: gemma3n::load,
     },
     Family {
         names: &["gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"],

@@ -62,6 +62,14 @@ impl<'a> Weights<'a> {
         self.prefix = found.or(candidates.first()).map_or(String::new(), |p| (*p).to_owned());
     }
 
+    /// Runs `f` with names that stand outside the prefix.
+    pub fn at_root<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let prefix = std::mem::take(&mut self.prefix);
+        let out = f(self);
+        self.prefix = prefix;
+        out
+    }
+
     /// Names of tensors (parts of them) that are there for good reason and not used.
     pub fn ignore(&mut self, parts: &[&'static str]) {
         self.ignored.extend(parts);
@@ -128,10 +136,7 @@ impl<'a> Weights<'a> {
 
     /// That projection, `[vocab, width]`.
     pub fn output(&mut self, shape: [usize; 2]) -> Result<Linear> {
-        let prefix = std::mem::take(&mut self.prefix);
-        let output = self.linear("lm_head", "output", shape);
-        self.prefix = prefix;
-        output
+        self.at_root(|w| w.linear("lm_head", "output", shape))
     }
 
     /// A matrix of which rows are gathered and nothing else.

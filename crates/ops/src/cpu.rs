@@ -3,8 +3,8 @@
 use crate::tensor::FreeList;
 use crate::weight::WeightData;
 use crate::{
-    Activation, AttentionSpec, Isa, KvCache, Linear, Ops, PackError, Pool, RawMatrix, Rope, Routes,
-    Rows, Tensor, Vector, Weight, blocks,
+    Activation, AttentionSpec, Coefs, Isa, KvCache, Linear, Ops, PackError, Pool, RawMatrix, Rope,
+    Routes, Rows, Tensor, Vector, Weight, blocks,
 };
 use lapidary_kernels::{self as kernels, ByteRows, FloatRows, Packed};
 use std::sync::Arc;
@@ -349,6 +349,81 @@ impl Ops for Cpu {
 
     fn softcap(&mut self, x: Tensor, cap: f32) -> Tensor {
         self.in_place(x, |isa, x| kernels::softcap(isa, cap, x))
+    }
+
+    fn affine(&mut self, mut x: Tensor, scale: &Vector, shift: Option<&Vector>) -> Tensor {
+        let cols = x.cols();
+        self.by_rows(x.data_mut(), cols, |_, part| {
+            for row in part.chunks_exact_mut(cols) {
+                row.iter_mut().zip(scale.values()).for_each(|(x, s)| *x *= s);
+                if let Some(shift) = shift {
+                    row.iter_mut().zip(shift.values()).for_each(|(x, s)| *x += s);
+                }
+            }
+        });
+        let id = self.id();
+        x.renew(id)
+    }
+
+    fn mix(&mut self, x: &Tensor, coefs: Coefs, width: usize) -> Tensor {
+        let inputs = x.cols() / width;
+        let count = match coefs {
+            Coefs::Each(c) => c.cols(),
+            Coefs::Same(c) => c.len(),
+        };
+        let cols = count / inputs * width;
+        let mut out = self.stale(x.rows(), cols);
+        self.by_rows(out.data_mut(), cols, |rows, part| {
+            for (row, out) in rows.zip(part.chunks_exact_mut(cols)) {
+                let coefs = match coefs {
+                    Coefs::Each(c) => &c.data()[row * count..(row + 1) * count],
+                    Coefs::Same(c) => c,
+                };
+                kernels::mix(
+                    &x.data()[row * inputs * width..][..inputs * width],
+                    coefs,
+                    width,
+                    out,
+                );
+            }
+        });
+        out
+    }
+
+    fn match_rms(&mut self, mut x: Tensor, like: &Tensor) -> Tensor {
+        let (isa, cols) = (self.isa, x.cols());
+        self.by_rows(x.data_mut(), cols, |rows, part| {
+            let like = &like.data()[rows.start * cols..rows.end * cols];
+            for (x, like) in part.chunks_exact_mut(cols).zip(like.chunks_exact(cols)) {
+                kernels::match_rms(isa, x, like);
+            }
+        });
+        let id = self.id();
+        x.renew(id)
+    }
+
+    fn sparsify(&mut self, mut x: Tensor, deviations: f32) -> Tensor {
+        let (isa, cols) = (self.isa, x.cols());
+        self.by_rows(x.data_mut(), cols, |_, part| {
+            part.chunks_exact_mut(cols).for_each(|row| kernels::sparsify(isa, row, deviations));
+        });
+        let id = self.id();
+        x.renew(id)
+    }
+
+    fn place(&mut self, mut x: Tensor, y: &Tensor, rows: &[u32]) -> Tensor {
+        let cols = x.cols();
+        for (&row, y) in rows.iter().zip(y.data().chunks_exact(cols)) {
+            x.data_mut()[row as usize * cols..(row as usize + 1) * cols].copy_from_slice(y);
+        }
+        let id = self.id();
+        x.renew(id)
+    }
+
+    fn tensor(&mut self, values: &[f32], cols: usize) -> Tensor {
+        let mut out = self.stale(values.len() / cols, cols);
+        out.data_mut().copy_from_slice(values);
+        out
     }
 
     fn gather(&mut self, x: &Tensor, rows: &[u32]) -> Tensor {

@@ -21,7 +21,7 @@ pub use lapidary_kernels::{
 pub use lapidary_kernels::{f32_peak, int8_peak, read_bandwidth};
 pub use rope::Rope;
 pub use route::Routes;
-pub use tensor::Tensor;
+pub use tensor::{Coefs, Tensor};
 pub use weight::{Linear, RawMatrix, SharedBytes, Vector, Weight};
 
 /// The operations that models are made of.
@@ -113,11 +113,31 @@ pub trait Ops {
     /// `cap * tanh(x / cap)`.
     fn softcap(&mut self, x: Tensor, cap: f32) -> Tensor;
 
+    /// `x * scale + shift`, column by column.
+    fn affine(&mut self, x: Tensor, scale: &Vector, shift: Option<&Vector>) -> Tensor;
+
+    /// Takes each row as parts of `width` and sums them: part i of the result is the sum over p of
+    /// `coefs[i][p]` times part p. The coefficients are those of the row, or the same for all.
+    fn mix(&mut self, x: &Tensor, coefs: Coefs, width: usize) -> Tensor;
+
+    /// `x` times a factor that makes each row's root mean square that of the row of `like` (for a
+    /// mean square of at least 1e-5).
+    fn match_rms(&mut self, x: Tensor, like: &Tensor) -> Tensor;
+
+    /// What each element has above its row's mean plus `deviations` standard deviations, else 0.
+    fn sparsify(&mut self, x: Tensor, deviations: f32) -> Tensor;
+
+    /// `x` with `rows[i]` replaced by row i of `y`.
+    fn place(&mut self, x: Tensor, y: &Tensor, rows: &[u32]) -> Tensor;
+
     /// The rows `rows` of `x`.
     fn gather(&mut self, x: &Tensor, rows: &[u32]) -> Tensor;
 
     /// The values of `x`, row by row.
     fn read(&mut self, x: &Tensor) -> Vec<f32>;
+
+    /// A tensor of rows of `cols` values.
+    fn tensor(&mut self, values: &[f32], cols: usize) -> Tensor;
 
     /// Shows an intermediate result to whoever listens, under a name such as `layer_3`.
     fn probe(&mut self, _name: &str, _x: &Tensor) {}

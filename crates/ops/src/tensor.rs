@@ -35,6 +35,15 @@ impl FreeList {
     }
 }
 
+/// The coefficients of [`crate::Ops::mix`].
+#[derive(Clone, Copy)]
+pub enum Coefs<'a> {
+    /// A row of `[outputs * inputs]` for each row.
+    Each(&'a Tensor),
+    /// One for all rows.
+    Same(&'a [f32]),
+}
+
 /// An f32 matrix `[rows, cols]` in memory, row by row.
 pub struct Tensor {
     id: u64,
