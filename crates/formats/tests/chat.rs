@@ -1,6 +1,7 @@
 //! Templates against the reference's renderings, and against people who mean harm.
 
-use lapidary_formats::chat::{Builtin, ChatTemplate, Message, RenderOptions};
+use lapidary_formats::chat::{Builtin, ChatTemplate, Message, Part, RenderOptions, TurnParser};
+use lapidary_formats::tokenizer::{Encode, Tokenizer};
 use proptest::prelude::*;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -82,6 +83,114 @@ fn built_in_gemma_agrees_with_the_published_template() {
         }
     }
     assert!(same >= 5, "{same}");
+}
+
+#[test]
+fn built_in_gemma_4_agrees_with_the_published_templates() {
+    let Some(dir) = shared("fixtures/chat") else { return };
+    for (name, builtin) in [("gemma4_e2b", Builtin::Gemma4), ("gemma4_31b", Builtin::Gemma4Large)] {
+        let golden = json(&dir.join(format!("{name}.json")));
+        let template = ChatTemplate::builtin(builtin);
+        let (mut same, mut refused) = (0, 0);
+        for row in golden["rows"].as_array().unwrap() {
+            let messages: Vec<Message> = serde_json::from_value(row["messages"].clone()).unwrap();
+            let got = template.render(&messages, &options(row));
+            match row.get("rendered").and_then(Value::as_str) {
+                Some(want) => {
+                    let got = got.unwrap_or_else(|e| panic!("{name} {}: {e}", row["name"]));
+                    assert_eq!(got.text, want, "{name} {}", row["name"]);
+                    same += 1;
+                }
+                None => {
+                    assert!(got.is_err(), "{name} {}", row["name"]);
+                    refused += 1;
+                }
+            }
+        }
+        println!("{name}: {same} renderings identical, {refused} refusals");
+        assert!(same >= 20, "{same}");
+    }
+}
+
+/// A turn of the given pieces, control tokens by their spelling.
+fn parts(tokenizer: &Tokenizer, pieces: &[&str], in_thought: bool) -> Vec<Part> {
+    let mut parser = TurnParser::new(tokenizer, in_thought);
+    let mut out: Vec<Part> = Vec::new();
+    let mut all = Vec::new();
+    for piece in pieces {
+        match tokenizer.id_of(piece).filter(|id| tokenizer.is_control(*id)) {
+            Some(id) => all.extend(parser.push(id)),
+            None => {
+                let plain = Encode { add_special: false, parse_special: false };
+                for id in tokenizer.encode(piece, plain) {
+                    all.extend(parser.push(id));
+                }
+            }
+        }
+    }
+    all.extend(parser.finish());
+    for part in all {
+        match (out.last_mut(), part) {
+            (Some(Part::Text(a)), Part::Text(b)) => *a += &b,
+            (Some(Part::Thought(a)), Part::Thought(b)) => *a += &b,
+            (_, part) => out.push(part),
+        }
+    }
+    out
+}
+
+#[test]
+fn a_turn_is_split_into_thought_text_and_calls() {
+    let Some(dir) = shared("fixtures/tokenizers/gemma4") else { return };
+    let t = Tokenizer::from_dir(&dir).unwrap();
+    let (thought, text) = (|s: &str| Part::Thought(s.into()), |s: &str| Part::Text(s.into()));
+    let call = |name: &str, arguments: Value| Part::Call {
+        name: name.into(),
+        arguments: arguments.as_object().unwrap().clone(),
+    };
+    let quote = "<|\"|>";
+    assert_eq!(
+        parts(
+            &t,
+            &[
+                "<|channel>",
+                "thought\na é 小\n\nb\n",
+                "<channel|>",
+                "Yes.",
+                "<|tool_call>",
+                "call:lamp{room:",
+                quote,
+                "{hall}, \"x\"",
+                quote,
+                ",on:true}",
+                "<tool_call|>",
+                "<|tool_call>",
+                "call:clock{}",
+                "<tool_call|>"
+            ],
+            false
+        ),
+        [
+            thought("a é 小\n\nb"),
+            text("Yes."),
+            call("lamp", serde_json::json!({"room": "{hall}, \"x\"", "on": true})),
+            call("clock", serde_json::json!({}))
+        ]
+    );
+    assert_eq!(parts(&t, &["hm\n", "<channel|>", "ok"], true), [thought("hm"), text("ok")]);
+    assert_eq!(
+        parts(&t, &["<|channel>", "thought\n", "<channel|>", "ok\n"], false),
+        [text("ok\n")]
+    );
+    // Cut off, or no call at all.
+    let broken = |s: &str| Part::BrokenCall(s.into());
+    assert_eq!(parts(&t, &["<|tool_call>", "call:f{x:1}"], false), [broken("call:f{x:1}")]);
+    assert_eq!(
+        parts(&t, &["<|tool_call>", "sorry", "<tool_call|>", "a"], false),
+        [broken("sorry"), text("a")]
+    );
+    // What only looks like a marker is text.
+    assert_eq!(parts(&t, &["a <|chan", "nel>b"], false), [text("a <|channel>b")]);
 }
 
 fn plain() -> RenderOptions<'static> {

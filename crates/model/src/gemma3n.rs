@@ -485,8 +485,8 @@ impl Model for Gemma3n {
         ops.add(x, &h)
     }
 
-    /// The mean of the streams, all as large as the first.
-    fn head(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
+    /// The mean of the streams, all as large as the first: `[rows, width]` of one stream.
+    fn norm(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
         let first = ops.mix(x, Coefs::Same(&self.unit(0)), self.width);
         let mut sum = ops.mix(x, Coefs::Same(&self.unit(0)), self.width);
         for (i, projection) in self.stream_out.iter().enumerate() {
@@ -498,6 +498,11 @@ impl Model for Gemma3n {
         let x = ops.scale(sum, 1.0 / self.streams as f32);
         let x = ops.rms_norm(&x, &self.norm, self.eps);
         ops.probe("final", &x);
+        x
+    }
+
+    fn head(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
+        let x = self.norm(ops, x);
         let logits = ops.linear(&x, &self.embedding);
         match self.softcap {
             Some(cap) => ops.softcap(logits, cap),

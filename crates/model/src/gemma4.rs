@@ -464,9 +464,14 @@ impl Model for Gemma4 {
         ops.scale(x, l.scale)
     }
 
-    fn head(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
+    fn norm(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
         let x = ops.rms_norm(x, &self.norm, self.eps);
         ops.probe("final", &x);
+        x
+    }
+
+    fn head(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
+        let x = self.norm(ops, x);
         let logits = ops.linear(&x, &self.embedding);
         match self.softcap {
             Some(cap) => ops.softcap(logits, cap),

@@ -7,6 +7,10 @@ use super::{Message, RenderOptions};
 pub enum Builtin {
     /// Gemma 1 to 3: `<start_of_turn>role`, a system message joined to the first user turn.
     Gemma,
+    /// Gemma 4 E2B and E4B: `<|turn>role`, thoughts, tools.
+    Gemma4,
+    /// Gemma 4 12B and larger: without thinking, the model's turn begins with an empty thought.
+    Gemma4Large,
     /// Llama 2 chat: `[INST] <<SYS>>`.
     Llama2,
 }
@@ -15,7 +19,11 @@ impl Builtin {
     /// The one of an architecture; none for base models such as GPT-2.
     pub fn of(architecture: &str) -> Option<Self> {
         match architecture {
-            "gemma" | "gemma2" | "gemma3" | "gemma3_text" => Some(Builtin::Gemma),
+            "gemma" | "gemma2" | "gemma3" | "gemma3_text" | "gemma3n" | "gemma3n_text" => {
+                Some(Builtin::Gemma)
+            }
+            "gemma4" | "gemma4_text" => Some(Builtin::Gemma4),
+            "gemma4_unified" | "gemma4_unified_text" => Some(Builtin::Gemma4Large),
             "llama" => Some(Builtin::Llama2),
             _ => None,
         }
@@ -25,6 +33,8 @@ impl Builtin {
     pub fn name(self) -> &'static str {
         match self {
             Builtin::Gemma => "Gemma",
+            Builtin::Gemma4 => "Gemma 4",
+            Builtin::Gemma4Large => "Gemma 4 (12B and larger)",
             Builtin::Llama2 => "Llama 2",
         }
     }
@@ -34,6 +44,9 @@ impl Builtin {
         messages: &[Message],
         options: &RenderOptions,
     ) -> Result<String, String> {
+        if let Builtin::Gemma4 | Builtin::Gemma4Large = self {
+            return super::gemma4::render(messages, options, self == Builtin::Gemma4Large);
+        }
         if options.tools.is_some() {
             return Err(format!("{} has no form for tools", self.name()));
         }
@@ -55,8 +68,8 @@ impl Builtin {
             }
         }
         match self {
-            Builtin::Gemma => gemma(system, turns, options),
             Builtin::Llama2 => llama2(system, turns, options),
+            _ => gemma(system, turns, options),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Chat templates: a conversation to the text that a model was trained to continue.
 //!
 //! A checkpoint brings a Jinja template; it is untrusted, and is run with bounded steps, memory and
-//! output. Gemma 1 to 3 and Llama 2 have built-in forms for files without one.
+//! output. Gemma 1 to 4 and Llama 2 have built-in forms for files without one.
 //!
 //! **Control tokens in what people write.** A rendered prompt is encoded with its control tokens
 //! parsed, and a message may spell one (`<end_of_turn>`). Before rendering, each spelling inside a
@@ -9,7 +9,9 @@
 //! reported in [`Rendered::literal`], which the tokenizer must then take as plain text.
 
 mod builtin;
+mod gemma4;
 mod jinja;
+mod turn;
 
 use crate::names::shorten;
 use crate::{FormatError, Result};
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::ops::Range;
 use std::path::Path;
+pub use turn::{Part, TurnParser};
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
