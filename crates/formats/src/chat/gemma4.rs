@@ -99,7 +99,7 @@ fn turn(
     let goes_on = role == "model" && next == Some("assistant") && (calls(m).is_none() || answered);
     if end == End::Call {
         *out += "<|tool_response>";
-    } else if !goes_on && !(answered && content.trim().is_empty() && next.is_none()) {
+    } else if !(goes_on || answered && content.trim().is_empty() && next.is_none()) {
         *out += "<turn|>\n";
     }
     Ok(end)
@@ -229,10 +229,9 @@ fn declaration(tool: &Value) -> Result<String, String> {
     let mut out = format!("declaration:{name}{{description:{}", quoted(&f["description"]));
     if let Some(parameters) = f["parameters"].as_object().filter(|p| !p.is_empty()) {
         let mut parts = Vec::new();
-        if let Some(p) = parameters.get("properties").and_then(Value::as_object) {
-            if !p.is_empty() {
-                parts.push(format!("properties:{{{}}}", properties(p, false)));
-            }
+        let described = parameters.get("properties").and_then(Value::as_object);
+        if let Some(p) = described.filter(|p| !p.is_empty()) {
+            parts.push(format!("properties:{{{}}}", properties(p, false)));
         }
         parts.extend(required(&f["parameters"]));
         parts.push(format!("type:{QUOTE}{}{QUOTE}", upper(&f["parameters"]["type"])));
