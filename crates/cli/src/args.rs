@@ -306,6 +306,9 @@ pub struct BenchArgs {
     /// Tokens in the cache before the measurement
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub depth: usize,
+    /// Sequences that decode together: the sum of their tokens is measured, prefill is not
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub sequences: usize,
     /// Measurements, of which the median is printed
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub repeat: usize,

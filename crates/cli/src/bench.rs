@@ -3,6 +3,7 @@
 use crate::args::BenchArgs;
 use crate::model::Weights;
 use crate::run::rate;
+use crate::together::Together;
 use crate::{Outcome, show};
 use lapidary_engine::Session;
 use lapidary_ops::{int8_peak, read_bandwidth};
@@ -45,6 +46,9 @@ pub fn bench(args: BenchArgs) -> Outcome {
     }
     let mut ready = Weights::open(&model_args)?;
     let load = start.elapsed();
+    if args.sequences != 1 {
+        return together(&args, &mut ready);
+    }
     let mut session = ready.session();
     // A short pass wakes the threads and touches the weights.
     extend(&mut ready, &mut session, 16.min(total))?;
@@ -119,6 +123,58 @@ pub fn bench(args: BenchArgs) -> Outcome {
     println!(
         "memory     {} at most; file {file}, cache {cache}",
         resident.map_or("unknown".into(), show::bytes)
+    );
+    Ok(())
+}
+
+/// Decodes several sequences together: the sum of their tokens for each second.
+fn together(args: &BenchArgs, ready: &mut Weights) -> Outcome {
+    if args.sequences == 0 || args.generate == 0 {
+        return Err("--sequences: at least 1, and --generate above 0, were expected".into());
+    }
+    let model = &*ready.loaded.model;
+    let tokens = (args.depth + args.generate).max(16);
+    let mut all = Together::new(model, ready.limits.kv, args.sequences, tokens)?;
+    all.extend(model, &mut ready.cpu, 16.min(tokens));
+    let mut decode = Vec::new();
+    for _ in 0..args.repeat {
+        all.reset();
+        if args.depth > 0 {
+            all.extend(model, &mut ready.cpu, args.depth);
+        }
+        let start = Instant::now();
+        for _ in 0..args.generate {
+            all.extend(model, &mut ready.cpu, 1);
+        }
+        decode.push(rate(args.sequences * args.generate, start.elapsed()));
+    }
+    let resident = show::peak_resident();
+    let decode = Figures::new(decode);
+    if args.json {
+        let report = serde_json::json!({
+            "model": ready.checkpoint.name(),
+            "threads": ready.cpu.pool().threads(),
+            "isa": ready.cpu.isa().name(),
+            "sequences": args.sequences,
+            "generate": args.generate,
+            "depth": args.depth,
+            "decode_tokens_per_second": decode.json(),
+            "weight_bytes_per_step": ready.loaded.step_bytes,
+            "read_bandwidth_bytes_per_second": read_bandwidth(ready.cpu.isa(), ready.cpu.pool())?,
+            "peak_resident_bytes": resident,
+            "file_bytes": ready.checkpoint.file_bytes(),
+            "cache_bytes": all.cache_bytes(),
+        });
+        println!("{report}");
+        return Ok(());
+    }
+    println!("model      {}", ready.checkpoint.name());
+    println!(
+        "decode     {}   {} sequences together, {} tokens each after {}",
+        decode.text(),
+        args.sequences,
+        args.generate,
+        args.depth
     );
     Ok(())
 }

@@ -11,6 +11,7 @@ mod quantize;
 mod run;
 mod show;
 mod text;
+mod together;
 mod train_tokenizer;
 
 use args::{Cli, Command};

@@ -5,10 +5,12 @@ pub mod data;
 mod gguf_names;
 mod options;
 mod quantize;
+mod recipe;
 pub mod run;
 mod sequence;
 pub mod tokenizer;
 
 pub use options::{AdamW, LoraOptions, Method, StatePrecision, StepReport, TrainOptions};
 pub use quantize::{Options, Report, quantize};
+pub use recipe::{Place, Recipe};
 pub use sequence::{Pair, Sequence};
