@@ -19,24 +19,37 @@ pub struct FormatError {
 pub type Result<T> = std::result::Result<T, FormatError>;
 
 impl FormatError {
-    /// An error about `field` of `file`. Control characters, which a file's own words may hold, are
-    /// escaped: a message is one line and leaves the terminal alone.
+    /// An error about `field` of `file`. A file's own words may be long and may hold control
+    /// characters: these are escaped and what is too long is cut, so that a message is one line, fits
+    /// on a screen and leaves the terminal alone.
     pub fn new(
         file: impl fmt::Display,
         field: impl fmt::Display,
         problem: impl fmt::Display,
     ) -> Self {
-        Self { file: line(&file), field: line(&field), problem: line(&problem) }
+        let problem = line(&problem, LONGEST_PROBLEM);
+        // The file's name is the user's own: they need the whole of it.
+        Self { file: line(&file, usize::MAX), field: line(&field, LONGEST_FIELD), problem }
     }
 }
 
-fn line(text: &dyn fmt::Display) -> String {
+/// Characters of a field's name that a message shows.
+const LONGEST_FIELD: usize = 200;
+/// Characters of what is said about it.
+const LONGEST_PROBLEM: usize = 600;
+
+fn line(text: &dyn fmt::Display, most: usize) -> String {
     let text = text.to_string();
-    if !text.contains(char::is_control) {
+    if !text.contains(char::is_control) && text.len() <= most {
         return text;
     }
     let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
-    text.chars().map(escaped).collect()
+    let mut out: String = text.chars().map(escaped).collect();
+    if let Some((end, _)) = out.char_indices().nth(most) {
+        out.truncate(end);
+        out.push('…');
+    }
+    out
 }
 
 impl fmt::Display for FormatError {
@@ -50,3 +63,17 @@ impl fmt::Display for FormatError {
 }
 
 impl std::error::Error for FormatError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_fits_on_a_screen_whatever_the_file_says() {
+        // Found by fuzzing: a pre_tokenizer of 500 backslashes, shown as JSON.
+        let e = FormatError::new("f", "\u{1b}".repeat(500), format!("{:?}", "\\".repeat(500)));
+        assert!(e.to_string().chars().count() < 1000, "{e}");
+        assert!(!e.to_string().contains(char::is_control));
+        assert_eq!(FormatError::new("f", "a", "é".repeat(600)).problem, "é".repeat(600));
+    }
+}
