@@ -5,6 +5,7 @@
 
 mod activations;
 mod attention;
+pub mod backward;
 pub mod blocks;
 mod buffer;
 mod element;

@@ -394,7 +394,7 @@ impl<F: Format> Exact<'_, F> {
 /// The 32 weights of a block as f32, rounded as the formats' reference rounds them: the product
 /// with the scale, then the addition of the minimum.
 #[inline(always)]
-unsafe fn weights<S: Simd, F: Format>(b: &unpack::Block<S>) -> [S::F; BLOCK] {
+pub(crate) unsafe fn weights<S: Simd, F: Format>(b: &unpack::Block<S>) -> [S::F; BLOCK] {
     // SAFETY: arithmetic only.
     unsafe {
         let mut out = [S::splat(0.0); BLOCK];

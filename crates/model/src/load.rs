@@ -1,7 +1,7 @@
 //! Weights by name, checked for shape and type, onto a device.
 
 use lapidary_formats::{Bytes, Checkpoint, DType, FormatError, Result, Source, TensorView};
-use lapidary_ops::{BlockType, Linear, Ops, RawMatrix, Vector, Weight, blocks};
+use lapidary_ops::{BlockType, Linear, Ops, ParamName, RawMatrix, Vector, Weight, blocks};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -109,10 +109,17 @@ impl<'a> Weights<'a> {
     pub fn matrix(&mut self, hf: &str, gguf: &str, shape: [usize; 2]) -> Result<Weight> {
         let view = self.view(&self.name(&format!("{hf}.weight"), &format!("{gguf}.weight")))?;
         view.expect_shape(&shape)?;
-        self.upload(&view, view.bytes.clone(), shape)
+        let name = ParamName::whole(format!("{}{hf}.weight", self.prefix));
+        self.upload(&view, name, view.bytes.clone(), shape)
     }
 
-    fn upload(&mut self, view: &TensorView, bytes: Bytes, [n, k]: [usize; 2]) -> Result<Weight> {
+    fn upload(
+        &mut self,
+        view: &TensorView,
+        name: ParamName,
+        bytes: Bytes,
+        [n, k]: [usize; 2],
+    ) -> Result<Weight> {
         let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
         if !DIRECT.contains(&ty) && !self.slow.contains(&ty.name()) {
             self.slow.push(ty.name());
@@ -122,7 +129,7 @@ impl<'a> Weights<'a> {
                 part.advise_dontneed();
             }
         };
-        let raw = RawMatrix { ty, n, k, bytes: Arc::new(bytes.clone()), done: &done };
+        let raw = RawMatrix { name, ty, n, k, bytes: Arc::new(bytes.clone()), done: &done };
         let weight = self.ops.matrix(raw).map_err(|e| view.wrong(e))?;
         self.step_bytes += weight.bytes();
         Ok(weight)
@@ -145,7 +152,8 @@ impl<'a> Weights<'a> {
         view.expect_shape(&[n, k])?;
         let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
         let bytes = Arc::new(view.bytes.clone());
-        let raw = RawMatrix { ty, n, k, bytes, done: &|_| {} };
+        let name = ParamName::whole(format!("{}{hf}.weight", self.prefix));
+        let raw = RawMatrix { name, ty, n, k, bytes, done: &|_| {} };
         self.ops.table(raw).map_err(|e| view.wrong(e))
     }
 
@@ -202,7 +210,9 @@ impl<'a> Weights<'a> {
             .map(|i| {
                 let bytes = view.bytes.slice(i * size..(i + 1) * size);
                 let bytes = bytes.ok_or_else(|| view.wrong("this type can't be cut in parts"))?;
-                Ok(Linear { weight: self.upload(view, bytes, shape)?, bias: None })
+                let part = (i, parts);
+                let name = ParamName { part, ..ParamName::whole(view.name.to_string()) };
+                Ok(Linear { weight: self.upload(view, name, bytes, shape)?, bias: None })
             })
             .collect()
     }
@@ -243,9 +253,17 @@ impl<'a> Weights<'a> {
             })
         };
         let bytes = bytes.ok_or_else(|| view.wrong("this type can't be cut in parts"))?;
-        let weight = self.upload(&view, bytes, [n, k])?;
-        let all = self.bias(hf, gguf, parts * n)?;
-        let bias = Vector::new(all.values()[part * n..(part + 1) * n].to_vec());
+        let tensor = format!("{}{hf}", self.prefix);
+        let name = |suffix: &str, transposed| ParamName {
+            tensor: format!("{tensor}.{suffix}"),
+            part: (part, parts),
+            transposed,
+            offset: 0.0,
+        };
+        let weight = self.upload(&view, name("weight", true), bytes, [n, k])?;
+        let all = self.floats(&format!("{hf}.bias"), &format!("{gguf}.bias"), parts * n)?;
+        let values = all[part * n..(part + 1) * n].to_vec();
+        let bias = self.ops.vector(name("bias", false), values);
         Ok(Linear { weight, bias: Some(bias) })
     }
 
@@ -255,6 +273,11 @@ impl<'a> Weights<'a> {
 
     /// A vector of `len`, by its whole name.
     pub fn vector(&mut self, hf: &str, gguf: &str, len: usize) -> Result<Vector> {
+        let values = self.floats(hf, gguf, len)?;
+        Ok(self.ops.vector(ParamName::whole(format!("{}{hf}", self.prefix)), values))
+    }
+
+    fn floats(&mut self, hf: &str, gguf: &str, len: usize) -> Result<Vec<f32>> {
         let view = self.view(&self.name(hf, gguf))?;
         view.expect_shape(&[len])?;
         let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
@@ -265,18 +288,21 @@ impl<'a> Weights<'a> {
         blocks::dequantize(ty, &view.bytes, &mut values);
         match values.iter().position(|v| !v.is_finite()) {
             Some(i) => Err(view.wrong(format!("element {i} is {}", values[i]))),
-            None => Ok(Vector::new(values)),
+            None => Ok(values),
         }
     }
 
     /// The factor of an RMSNorm, `hf`.weight or `gguf`.weight.
     pub fn norm(&mut self, hf: &str, gguf: &str, len: usize, offset: NormOffset) -> Result<Vector> {
-        let v = self.vector(&format!("{hf}.weight"), &format!("{gguf}.weight"), len)?;
-        Ok(if offset == NormOffset::OneInHf && !self.is_gguf() {
-            Vector::new(v.values().iter().map(|w| 1.0 + w).collect())
-        } else {
-            v
-        })
+        let mut values = self.floats(&format!("{hf}.weight"), &format!("{gguf}.weight"), len)?;
+        let mut name = ParamName::whole(format!("{}{hf}.weight", self.prefix));
+        if offset == NormOffset::OneInHf {
+            name.offset = 1.0;
+            if !self.is_gguf() {
+                values.iter_mut().for_each(|w| *w += 1.0);
+            }
+        }
+        Ok(self.ops.vector(name, values))
     }
 
     /// Weight and bias of a LayerNorm.

@@ -49,6 +49,16 @@ impl Cpu {
         Self { isa, pool, precision, free, next_id: 1, arranged: None, probe: None }
     }
 
+    /// One that keeps more buffers of dropped tensors: training frees a block's at once.
+    pub(crate) fn for_training(isa: Isa, pool: Arc<Pool>) -> Self {
+        let free = Arc::new(FreeList::new(64));
+        Self { free, ..Self::new(isa, pool, Precision::Exact) }
+    }
+
+    pub(crate) fn free_list(&self) -> &FreeList {
+        &self.free
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa
@@ -64,12 +74,12 @@ impl Cpu {
         self.probe = probe;
     }
 
-    fn id(&mut self) -> u64 {
+    pub(crate) fn id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
     }
 
-    fn stale(&mut self, rows: usize, cols: usize) -> Tensor {
+    pub(crate) fn stale(&mut self, rows: usize, cols: usize) -> Tensor {
         let id = self.id();
         Tensor::stale(&self.free, id, rows, cols)
     }
@@ -184,6 +194,7 @@ impl Ops for Cpu {
                         let part = at + size(columns.start)..at + size(columns.end);
                         blocks::dequantize(*ty, &(**bytes).as_ref()[part], out);
                     }
+                    WeightData::Taped { .. } => unreachable!("a tape keeps it to itself"),
                 }
                 if scale != 1.0 {
                     out.iter_mut().for_each(|x| *x *= scale);

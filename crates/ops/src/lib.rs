@@ -9,6 +9,7 @@ mod cpu;
 mod kv;
 mod rope;
 mod route;
+mod tape;
 mod tensor;
 mod weight;
 
@@ -21,8 +22,9 @@ pub use lapidary_kernels::{
 pub use lapidary_kernels::{f32_peak, int8_peak, read_bandwidth};
 pub use rope::Rope;
 pub use route::Routes;
+pub use tape::{Adapter, LoraSpec, Param, Pass, Tape, Trained};
 pub use tensor::{Coefs, Tensor};
-pub use weight::{Linear, RawMatrix, SharedBytes, Vector, Weight};
+pub use weight::{Linear, ParamName, RawMatrix, SharedBytes, Vector, Weight};
 
 /// The operations that models are made of.
 ///
@@ -41,6 +43,11 @@ pub trait Ops {
     /// # Errors
     /// If the bytes don't fit the shape.
     fn table(&mut self, raw: RawMatrix) -> Result<Weight, PackError>;
+
+    /// Brings a vector of weights to the device: the factors of a norm, a bias.
+    fn vector(&mut self, _name: ParamName, values: Vec<f32>) -> Vector {
+        Vector::new(values)
+    }
 
     /// Rows `ids` of `weight`, times `scale`: `[ids, k]`.
     fn embed(&mut self, weight: &Weight, ids: &[u32], scale: f32) -> Tensor;

@@ -1,14 +1,16 @@
 //! Rotary position embeddings (RoFormer, <https://arxiv.org/abs/2104.09864>).
 
 use lapidary_kernels::RopePairs;
-use std::sync::{RwLock, RwLockReadGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 /// The angles of one kind of layer: pair i of a head at position p turns by `p * frequency[i]`.
+/// Clones share the table.
+#[derive(Clone)]
 pub struct Rope {
     pub(crate) pairs: RopePairs,
     frequencies: Vec<f32>,
     /// Cosines and sines of the positions met so far: `[position][2][pairs]`.
-    table: RwLock<Vec<f32>>,
+    table: Arc<RwLock<Vec<f32>>>,
 }
 
 impl Rope {
@@ -18,7 +20,7 @@ impl Rope {
         let frequencies = (0..head_dim / 2)
             .map(|i| 1.0 / base.powf((2 * i) as f32 / head_dim as f32) / divisor)
             .collect();
-        Self { pairs, frequencies, table: RwLock::default() }
+        Self { pairs, frequencies, table: Arc::default() }
     }
 
     /// `base^(-2 i / head_dim)` for the first `turning` pairs; the others stand still ("proportional"

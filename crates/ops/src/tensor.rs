@@ -4,16 +4,32 @@ use std::sync::{Arc, Mutex};
 
 /// Buffers of dropped tensors, to be used again: fresh pages from the system cost more than what
 /// is computed into them.
-#[derive(Default)]
-pub(crate) struct FreeList(Mutex<Vec<Vec<f32>>>);
+pub(crate) struct FreeList {
+    buffers: Mutex<Vec<Vec<f32>>>,
+    /// How many wait for their next use.
+    keep: usize,
+}
 
-/// How many buffers wait for their next use.
-const KEEP: usize = 8;
+impl Default for FreeList {
+    fn default() -> Self {
+        Self::new(8)
+    }
+}
 
 impl FreeList {
+    /// A list that keeps so many buffers.
+    pub fn new(keep: usize) -> Self {
+        Self { buffers: Mutex::default(), keep }
+    }
+
+    /// Gives everything back to the system.
+    pub fn clear(&self) {
+        self.buffers.lock().unwrap_or_else(|e| e.into_inner()).clear();
+    }
+
     /// A buffer of `len` values, whatever they are.
     fn take(&self, len: usize) -> Vec<f32> {
-        let mut free = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut free = self.buffers.lock().unwrap_or_else(|e| e.into_inner());
         let best = (free.iter().enumerate())
             // A much larger one would be missed where it is needed.
             .filter(|(_, v)| (len..=4 * len + 1024).contains(&v.capacity()))
@@ -26,8 +42,8 @@ impl FreeList {
     }
 
     fn give(&self, v: Vec<f32>) {
-        let mut free = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        if free.len() == KEEP {
+        let mut free = self.buffers.lock().unwrap_or_else(|e| e.into_inner());
+        if free.len() == self.keep {
             // The longest unused goes.
             free.remove(0);
         }
@@ -49,14 +65,20 @@ pub struct Tensor {
     id: u64,
     rows: usize,
     cols: usize,
-    data: Vec<f32>,
+    data: Arc<Data>,
+}
+
+/// Values, perhaps of several tensors: whoever writes while they are shared gets a copy.
+struct Data {
+    values: Vec<f32>,
     home: Arc<FreeList>,
 }
 
 impl Tensor {
     /// A tensor with whatever its buffer held before.
     pub(crate) fn stale(home: &Arc<FreeList>, id: u64, rows: usize, cols: usize) -> Self {
-        Self { id, rows, cols, data: home.take(rows * cols), home: home.clone() }
+        let data = Arc::new(Data { values: home.take(rows * cols), home: home.clone() });
+        Self { id, rows, cols, data }
     }
 
     /// Rows: tokens.
@@ -80,19 +102,33 @@ impl Tensor {
         self
     }
 
+    /// The same tensor once more; the memory is shared until one of them is written.
+    pub(crate) fn share(&self) -> Self {
+        Self { id: self.id, rows: self.rows, cols: self.cols, data: self.data.clone() }
+    }
+
     /// The values, row by row.
     pub(crate) fn data(&self) -> &[f32] {
-        &self.data
+        &self.data.values
     }
 
     /// The values, to write.
     pub(crate) fn data_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+        if Arc::get_mut(&mut self.data).is_none() {
+            let home = self.data.home.clone();
+            let mut values = home.take(self.data.values.len());
+            values.copy_from_slice(&self.data.values);
+            self.data = Arc::new(Data { values, home });
+        }
+        match Arc::get_mut(&mut self.data) {
+            Some(data) => &mut data.values,
+            None => unreachable!("just made, or not shared"),
+        }
     }
 }
 
-impl Drop for Tensor {
+impl Drop for Data {
     fn drop(&mut self) {
-        self.home.give(std::mem::take(&mut self.data));
+        self.home.give(std::mem::take(&mut self.values));
     }
 }

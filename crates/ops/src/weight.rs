@@ -8,8 +8,35 @@ use std::sync::Arc;
 /// Bytes that stay alive as long as someone holds them: a mapped file, or memory.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
+/// Where a weight comes from: how training finds what to change, and export where to put it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ParamName {
+    /// The tensor's name in Hugging Face files, whatever form was read.
+    pub tensor: String,
+    /// Which of how many equal parts of that tensor's outputs this is.
+    pub part: (usize, usize),
+    /// Whether Hugging Face files store the tensor with inputs first (GPT-2's Conv1D).
+    pub transposed: bool,
+    /// What Hugging Face files leave out of the values: Gemma's norms are stored minus 1.
+    pub offset: f32,
+}
+
+impl ParamName {
+    /// The whole of a tensor, stored as it is.
+    pub fn whole(tensor: String) -> Self {
+        Self { tensor, part: (0, 1), transposed: false, offset: 0.0 }
+    }
+
+    /// The module that the tensor belongs to.
+    pub fn module(&self) -> &str {
+        self.tensor.rsplit_once('.').map_or(&self.tensor, |(module, _)| module)
+    }
+}
+
 /// A matrix as a file holds it.
 pub struct RawMatrix<'a> {
+    /// Where it comes from.
+    pub name: ParamName,
     /// The type of its elements.
     pub ty: BlockType,
     /// Output rows.
@@ -31,6 +58,8 @@ pub(crate) enum WeightData {
     Packed(Packed),
     /// For gathering rows alone, some `columns` of rows of `k`.
     Table { ty: BlockType, n: usize, columns: Range<usize>, k: usize, bytes: SharedBytes },
+    /// A weight that a tape keeps, by its number there.
+    Taped { index: usize, n: usize, k: usize },
 }
 
 impl Weight {
@@ -38,7 +67,7 @@ impl Weight {
     pub fn n(&self) -> usize {
         match &*self.0 {
             WeightData::Packed(p) => p.n,
-            WeightData::Table { n, .. } => *n,
+            WeightData::Table { n, .. } | WeightData::Taped { n, .. } => *n,
         }
     }
 
@@ -47,6 +76,7 @@ impl Weight {
         match &*self.0 {
             WeightData::Packed(p) => p.k,
             WeightData::Table { columns, .. } => columns.len(),
+            WeightData::Taped { k, .. } => *k,
         }
     }
 
@@ -65,28 +95,32 @@ impl Weight {
         Some(Weight(Arc::new(WeightData::Table { ty, n, columns: part, k, bytes })))
     }
 
-    /// Bytes that a product with it reads: 0 for a table.
+    /// Bytes that a product with it reads: 0 for a table, and on a tape.
     pub fn bytes(&self) -> usize {
         match &*self.0 {
             WeightData::Packed(p) => p.bytes(),
-            WeightData::Table { .. } => 0,
+            WeightData::Table { .. } | WeightData::Taped { .. } => 0,
         }
     }
 }
 
 /// A vector of f32: the weight of a norm, a bias.
 #[derive(Clone)]
-pub struct Vector(pub(crate) Arc<Vec<f32>>);
+pub struct Vector {
+    values: Arc<Vec<f32>>,
+    /// Its number among the parameters of a tape, which knows the values of today.
+    pub(crate) param: Option<usize>,
+}
 
 impl Vector {
     /// A vector of these values.
     pub fn new(values: Vec<f32>) -> Self {
-        Self(Arc::new(values))
+        Self { values: Arc::new(values), param: None }
     }
 
-    /// The values.
+    /// The values that it was made with.
     pub fn values(&self) -> &[f32] {
-        &self.0
+        &self.values
     }
 }
 

@@ -22,7 +22,14 @@ fn values(seed: u32, count: usize) -> Vec<f32> {
 
 fn raw(values: &[f32], n: usize, k: usize) -> RawMatrix<'static> {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    RawMatrix { ty: BlockType::F32, n, k, bytes: Arc::new(bytes), done: &|_| {} }
+    RawMatrix {
+        name: Default::default(),
+        ty: BlockType::F32,
+        n,
+        k,
+        bytes: Arc::new(bytes),
+        done: &|_| {},
+    }
 }
 
 fn linear(ops: &mut dyn Ops, values: &[f32], n: usize, k: usize) -> Linear {
@@ -115,8 +122,14 @@ fn columns_of_a_table_are_tables() {
     assert!(cpu.read(&rows).iter().zip(&want).all(|(g, w)| *g == 2.0 * w));
     assert!(all.columns(40..50).is_none());
     // Blocks are not cut.
-    let raw =
-        RawMatrix { ty: BlockType::Q8_0, n: 1, k: 64, bytes: Arc::new(vec![0; 68]), done: &|_| {} };
+    let raw = RawMatrix {
+        name: Default::default(),
+        ty: BlockType::Q8_0,
+        n: 1,
+        k: 64,
+        bytes: Arc::new(vec![0; 68]),
+        done: &|_| {},
+    };
     let q8 = cpu.table(raw).unwrap_or_else(|e| panic!("{e}"));
     assert!(q8.columns(16..48).is_none() && q8.columns(32..64).is_some());
 }

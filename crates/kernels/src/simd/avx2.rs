@@ -113,6 +113,33 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn transpose(rows: &[*const f32], at: usize, out: *mut f32, stride: usize) {
+        unsafe {
+            let zero = _mm256_setzero_ps();
+            // As in the AVX-512 set, with two lanes of 128 bits.
+            let (mut t, mut u) = ([zero; 8], [zero; 8]);
+            for i in 0..4 {
+                let a = _mm256_loadu_ps(rows[2 * i].add(at));
+                let b = _mm256_loadu_ps(rows[2 * i + 1].add(at));
+                t[2 * i] = _mm256_unpacklo_ps(a, b);
+                t[2 * i + 1] = _mm256_unpackhi_ps(a, b);
+            }
+            for i in 0..4 {
+                let (a, b) = (t[i / 2 * 4 + i % 2], t[i / 2 * 4 + i % 2 + 2]);
+                let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
+                u[2 * i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+                u[2 * i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+            }
+            for j in 0..4 {
+                t[j] = _mm256_permute2f128_ps::<0x20>(u[j], u[4 + j]);
+                t[4 + j] = _mm256_permute2f128_ps::<0x31>(u[j], u[4 + j]);
+            }
+            for (p, t) in t.into_iter().enumerate() {
+                _mm256_storeu_ps(out.add(p * stride), t);
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn splat_i(x: i32) -> Self::I {
         unsafe { _mm256_set1_epi32(x) }
     }

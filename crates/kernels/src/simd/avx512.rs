@@ -106,6 +106,39 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn transpose(rows: &[*const f32], at: usize, out: *mut f32, stride: usize) {
+        unsafe {
+            let zero = _mm512_setzero_ps();
+            // Pairs, then fours of rows: `u[4 g + j]` has column 4 l + j of rows 4 g .. in lane l.
+            let (mut t, mut u) = ([zero; 16], [zero; 16]);
+            for i in 0..8 {
+                let a = _mm512_loadu_ps(rows[2 * i].add(at));
+                let b = _mm512_loadu_ps(rows[2 * i + 1].add(at));
+                t[2 * i] = _mm512_unpacklo_ps(a, b);
+                t[2 * i + 1] = _mm512_unpackhi_ps(a, b);
+            }
+            for i in 0..8 {
+                let (a, b) = (t[i / 2 * 4 + i % 2], t[i / 2 * 4 + i % 2 + 2]);
+                let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+                u[2 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                u[2 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+            }
+            for j in 0..4 {
+                let a = _mm512_shuffle_f32x4::<0x88>(u[j], u[4 + j]);
+                let b = _mm512_shuffle_f32x4::<0x88>(u[8 + j], u[12 + j]);
+                let c = _mm512_shuffle_f32x4::<0xdd>(u[j], u[4 + j]);
+                let d = _mm512_shuffle_f32x4::<0xdd>(u[8 + j], u[12 + j]);
+                t[j] = _mm512_shuffle_f32x4::<0x88>(a, b);
+                t[4 + j] = _mm512_shuffle_f32x4::<0x88>(c, d);
+                t[8 + j] = _mm512_shuffle_f32x4::<0xdd>(a, b);
+                t[12 + j] = _mm512_shuffle_f32x4::<0xdd>(c, d);
+            }
+            for (p, t) in t.into_iter().enumerate() {
+                _mm512_storeu_ps(out.add(p * stride), t);
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn splat_i(x: i32) -> Self::I {
         unsafe { _mm512_set1_epi32(x) }
     }

@@ -145,6 +145,18 @@ pub trait Simd: Copy + 'static {
     /// 2^n for integral n in -126..=127.
     unsafe fn pow2(n: Self::F) -> Self::F;
 
+    /// `out[p * stride + r] = rows[r][at + p]` for `LANES` rows and places, written in the order of
+    /// p: a stride below `LANES` cuts off the last rows and spills behind the last place.
+    #[inline(always)]
+    unsafe fn transpose(rows: &[*const f32], at: usize, out: *mut f32, stride: usize) {
+        for p in 0..Self::LANES {
+            for (r, row) in rows.iter().enumerate().take(Self::LANES) {
+                // SAFETY: the caller vouches for rows and room.
+                unsafe { *out.add(p * stride + r) = *row.add(at + p) };
+            }
+        }
+    }
+
     unsafe fn splat_i(x: i32) -> Self::I;
     /// i32 to f32, round to nearest even.
     unsafe fn to_f32(x: Self::I) -> Self::F;

@@ -1,0 +1,331 @@
+//! The operations, backward: from the gradient of an output to those of its inputs.
+
+use super::{Kept, LoraNode, Node, Tape, drop_out};
+use crate::{Tensor, Vector};
+use lapidary_kernels::backward::{self as kernels, AttendGradients, Operand};
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+/// Rows whose share of a vector's gradient is summed by itself: fixed, so that threads leave no
+/// trace.
+const ROWS: usize = 64;
+
+/// Gradients of tensors, by id.
+#[derive(Default)]
+struct Gradients(HashMap<u64, Tensor>);
+
+impl Gradients {
+    fn take(&mut self, id: u64) -> Option<Tensor> {
+        self.0.remove(&id)
+    }
+}
+
+impl Tape {
+    /// Pulls the gradient of `output` back through what was recorded; parameters' gradients grow.
+    /// Returns the gradient of `input`, if the recording began with it. The recording is used up.
+    pub fn backward(&mut self, output: u64, gradient: Tensor, input: u64) -> Option<Tensor> {
+        let mut all = Gradients::default();
+        all.0.insert(output, gradient);
+        while let Some(node) = self.nodes.pop() {
+            self.step(node, &mut all);
+        }
+        all.take(input)
+    }
+
+    /// The number of a tensor, for [`Tape::backward`].
+    pub fn id_of(&self, x: &Tensor) -> u64 {
+        x.id()
+    }
+
+    /// Adds to the gradient of a tensor.
+    fn give(&mut self, all: &mut Gradients, id: u64, g: Tensor) {
+        match all.take(id) {
+            None => all.0.insert(id, g),
+            Some(mut sum) => {
+                let cols = sum.cols();
+                self.by_rows(sum.data_mut(), cols, |first, part| {
+                    let g = &g.data()[first * cols..first * cols + part.len()];
+                    part.iter_mut().zip(g).for_each(|(s, g)| *s += g);
+                });
+                all.0.insert(id, sum)
+            }
+        };
+    }
+
+    fn step(&mut self, node: Node, all: &mut Gradients) {
+        let out = match &node {
+            Node::Embed { out, .. }
+            | Node::Linear { out, .. }
+            | Node::RmsNorm { out, .. }
+            | Node::LayerNorm { out, .. }
+            | Node::Rope { out, .. }
+            | Node::Attend { out, .. }
+            | Node::Activation { out, .. }
+            | Node::Gated { out, .. }
+            | Node::Add { out, .. }
+            | Node::Scale { out, .. }
+            | Node::Gather { out, .. } => *out,
+            Node::Softcap { y, .. } => y.id(),
+        };
+        // Without a gradient the output went nowhere.
+        let Some(g) = all.take(out) else { return };
+        match node {
+            Node::Embed { weight, ids, scale, .. } => self.embed_back(weight, &ids, scale, &g),
+            Node::Linear { weight, bias, x, lora, .. } => {
+                let dx = self.linear_back(weight, bias, &x, lora, &g);
+                self.give(all, x.id(), dx);
+            }
+            Node::RmsNorm { x, weight, eps, .. } => {
+                let dx = self.norm_back(&x, &weight, None, eps, &g);
+                self.give(all, x.id(), dx);
+            }
+            Node::LayerNorm { x, weight, bias, eps, .. } => {
+                let dx = self.norm_back(&x, &weight, Some(&bias), eps, &g);
+                self.give(all, x.id(), dx);
+            }
+            Node::Attend { q, k, v, spec, spans, .. } => {
+                let stale = |t: &mut Tape, x: &Tensor| t.cpu.stale(x.rows(), x.cols());
+                let (mut dq, mut dk, mut dv) = (stale(self, &q), stale(self, &k), stale(self, &v));
+                let to =
+                    AttendGradients { dq: dq.data_mut(), dk: dk.data_mut(), dv: dv.data_mut() };
+                let inputs = [q.data(), k.data(), v.data()];
+                kernels::attend_backward(&self.gemm, &spec, &spans, inputs, g.data(), to);
+                for (x, g) in [(&q, dq), (&k, dk), (&v, dv)] {
+                    self.give(all, x.id(), g);
+                }
+            }
+            Node::Gated { gate, up, kind, .. } => {
+                let (dgate, dup) = self.gated_back(&gate, &up, kind, g);
+                self.give(all, gate.id(), dgate);
+                self.give(all, up.id(), dup);
+            }
+            Node::Add { x, y, .. } => {
+                self.give(all, y, g.share());
+                self.give(all, x, g);
+            }
+            Node::Gather { x, of, rows, .. } => {
+                let mut dx = self.zeros(of, g.cols());
+                self.scatter_add(&mut dx, &rows, &g);
+                self.give(all, x, dx);
+            }
+            Node::Rope { .. }
+            | Node::Activation { .. }
+            | Node::Scale { .. }
+            | Node::Softcap { .. } => {
+                let (id, dx) = self.in_place_back(node, g);
+                self.give(all, id, dx);
+            }
+        }
+    }
+
+    /// Operations of one tensor whose gradient changes in place.
+    fn in_place_back(&self, node: Node, mut g: Tensor) -> (u64, Tensor) {
+        let (isa, cols) = (self.isa(), g.cols());
+        let id = match node {
+            Node::Rope { x, rope, positions, .. } => {
+                let table = rope.table(positions.iter().copied().max().unwrap_or(0));
+                let half = rope.half();
+                self.by_rows(g.data_mut(), cols, |first, part| {
+                    for (position, row) in
+                        positions[first..].iter().zip(part.chunks_exact_mut(cols))
+                    {
+                        let angles = &table[position * 2 * half..(position + 1) * 2 * half];
+                        let (cos, sin) = angles.split_at(half);
+                        kernels::rope_backward(row, cos, sin, rope.pairs);
+                    }
+                });
+                x
+            }
+            Node::Activation { x, kind, .. } => {
+                self.by_rows(g.data_mut(), cols, |first, part| {
+                    let x = &x.data()[first * cols..first * cols + part.len()];
+                    kernels::activation_backward(isa, kind, x, part);
+                });
+                x.id()
+            }
+            Node::Scale { x, factor, .. } => {
+                self.by_rows(g.data_mut(), cols, |_, part| {
+                    part.iter_mut().for_each(|g| *g *= factor);
+                });
+                x
+            }
+            Node::Softcap { x, cap, y } => {
+                self.by_rows(g.data_mut(), cols, |first, part| {
+                    let y = &y.data()[first * cols..first * cols + part.len()];
+                    kernels::softcap_backward(isa, cap, y, part);
+                });
+                x
+            }
+            _ => unreachable!("operations in place"),
+        };
+        (id, g)
+    }
+
+    fn gated_back(
+        &mut self,
+        gate: &Tensor,
+        up: &Tensor,
+        kind: crate::Activation,
+        mut g: Tensor,
+    ) -> (Tensor, Tensor) {
+        let (isa, cols) = (self.isa(), g.cols());
+        let mut dup = self.cpu.stale(g.rows(), cols);
+        let each = super::GRAIN.div_ceil(cols) * cols;
+        let parts: Vec<_> = (g.data_mut().chunks_mut(each).zip(dup.data_mut().chunks_mut(each)))
+            .zip(gate.data().chunks(each).zip(up.data().chunks(each)))
+            .map(Mutex::new)
+            .collect();
+        self.pool().run(parts.len(), &|i| {
+            let mut part = parts[i].lock().unwrap_or_else(|e| e.into_inner());
+            let ((g, dup), (gate, up)) = &mut *part;
+            kernels::gated_backward(isa, kind, gate, up, g, dup);
+        });
+        drop(parts);
+        (g, dup)
+    }
+
+    fn embed_back(&mut self, weight: usize, ids: &[u32], scale: f32, g: &Tensor) {
+        let Kept::Param(index) = self.weights[weight] else { return };
+        let k = g.cols();
+        let mut grad = std::mem::take(&mut self.params[index].grad);
+        // Each part of the table looks for its ids, in the order of the tokens.
+        let each = (grad.len() / k).div_ceil(16);
+        let parts: Vec<_> = grad.chunks_mut(each * k).map(Mutex::new).collect();
+        self.pool().run(parts.len(), &|i| {
+            let mut part = parts[i].lock().unwrap_or_else(|e| e.into_inner());
+            let range = i * each..(i + 1) * each;
+            for (&id, g) in ids.iter().zip(g.data().chunks_exact(k)) {
+                if range.contains(&(id as usize)) {
+                    let at = (id as usize - range.start) * k;
+                    part[at..at + k].iter_mut().zip(g).for_each(|(p, g)| *p += g * scale);
+                }
+            }
+        });
+        drop(parts);
+        self.params[index].grad = grad;
+    }
+
+    /// Sums over rows: of each block of [`ROWS`], then of the blocks in order.
+    fn sum_rows(&mut self, param: Option<usize>, blocks: &[Vec<f32>]) {
+        let Some(index) = param else { return };
+        for block in blocks {
+            self.params[index].grad.iter_mut().zip(block).for_each(|(g, b)| *g += b);
+        }
+    }
+
+    fn bias_back(&mut self, bias: usize, g: &Tensor) {
+        let n = g.cols();
+        let rows: Vec<&[f32]> = g.data().chunks(ROWS * n).collect();
+        let blocks: Vec<Mutex<Vec<f32>>> = rows.iter().map(|_| Mutex::default()).collect();
+        self.pool().run(blocks.len(), &|i| {
+            let mut sum = vec![0.0; n];
+            for row in rows[i].chunks_exact(n) {
+                sum.iter_mut().zip(row).for_each(|(s, g)| *s += g);
+            }
+            *blocks[i].lock().unwrap_or_else(|e| e.into_inner()) = sum;
+        });
+        let blocks: Vec<Vec<f32>> = blocks.into_iter().map(inner).collect();
+        self.sum_rows(Some(bias), &blocks);
+    }
+
+    fn norm_back(
+        &mut self,
+        x: &Tensor,
+        weight: &Vector,
+        bias: Option<&Vector>,
+        eps: f32,
+        g: &Tensor,
+    ) -> Tensor {
+        let (isa, w) = (self.isa(), self.today(weight));
+        let n = w.values().len();
+        let mut dx = self.cpu.stale(x.rows(), x.cols());
+        let each = ROWS * x.cols();
+        let parts: Vec<_> = (dx.data_mut().chunks_mut(each))
+            .zip(x.data().chunks(each).zip(g.data().chunks(each)))
+            .map(|(dx, (x, g))| Mutex::new((dx, x, g, vec![0.0; n], vec![0.0; n])))
+            .collect();
+        self.pool().run(parts.len(), &|i| {
+            let mut part = parts[i].lock().unwrap_or_else(|e| e.into_inner());
+            let (dx, x, g, dw, db) = &mut *part;
+            match bias {
+                None => kernels::rms_norm_backward(isa, x, w.values(), eps, g, dx, dw),
+                Some(_) => kernels::layer_norm_backward(isa, x, w.values(), eps, g, dx, dw, db),
+            }
+        });
+        let sums = parts.into_iter().map(inner).map(|(_, _, _, dw, db)| (dw, db));
+        let (dw, db): (Vec<_>, Vec<_>) = sums.unzip();
+        self.sum_rows(weight.param, &dw);
+        self.sum_rows(bias.and_then(|b| b.param), &db);
+        dx
+    }
+
+    fn linear_back(
+        &mut self,
+        weight: usize,
+        bias: Option<usize>,
+        x: &Tensor,
+        lora: Option<Box<LoraNode>>,
+        g: &Tensor,
+    ) -> Tensor {
+        if let Some(bias) = bias {
+            self.bias_back(bias, g);
+        }
+        let (rows, n, k) = (g.rows(), g.cols(), x.cols());
+        let mut dx = self.cpu.stale(rows, k);
+        let (dy, shape) = (Operand::Rows(g.data(), n), [rows, k, n]);
+        match &self.weights[weight] {
+            Kept::Param(index) => {
+                let param = &mut self.params[*index];
+                let b = Operand::Columns(&param.values, k);
+                self.gemm.product(shape, dy, b, dx.data_mut(), false);
+                let (a, b) = (Operand::Columns(g.data(), n), Operand::Columns(x.data(), k));
+                self.gemm.product([n, k, rows], a, b, &mut param.grad, true);
+            }
+            Kept::Frozen { weight, .. } => {
+                let b = Operand::WeightsTransposed(weight);
+                self.gemm.product(shape, dy, b, dx.data_mut(), false);
+            }
+            Kept::Table(_) => unreachable!("a table takes no product"),
+        }
+        if let Some(lora) = lora {
+            self.lora_back(&lora, g, &mut dx);
+        }
+        dx
+    }
+
+    fn lora_back(&mut self, lora: &LoraNode, g: &Tensor, dx: &mut Tensor) {
+        let adapter = self.adapters[lora.adapter].clone();
+        let (rows, n, k, rank) = (g.rows(), g.cols(), dx.cols(), lora.low.cols());
+        let range = lora.part.0 * n * rank..(lora.part.0 + 1) * n * rank;
+        let mut dlow = self.cpu.stale(rows, rank);
+        let b = Operand::Columns(&self.params[adapter.b].values[range.clone()], rank);
+        let dy = Operand::Rows(g.data(), n);
+        self.gemm.product([rows, rank, n], dy, b, dlow.data_mut(), false);
+        dlow.data_mut().iter_mut().for_each(|v| *v *= adapter.factor);
+        let (a, b) = (Operand::Columns(g.data(), n), Operand::Columns(lora.low.data(), rank));
+        let grad = &mut self.params[adapter.b].grad[range];
+        self.gemm.product([n, rank, rows], a, b, grad, true);
+        let (a, b) = (Operand::Columns(dlow.data(), rank), Operand::Columns(lora.x.data(), k));
+        self.gemm.product([rank, k, rows], a, b, &mut self.params[adapter.a].grad, true);
+        let dlow = Operand::Rows(dlow.data(), rank);
+        let a = Operand::Columns(&self.params[adapter.a].values, k);
+        match lora.dropout {
+            None => self.gemm.product([rows, k, rank], dlow, a, dx.data_mut(), true),
+            Some(seed) => {
+                let mut own = self.cpu.stale(rows, k);
+                self.gemm.product([rows, k, rank], dlow, a, own.data_mut(), false);
+                self.by_rows(own.data_mut(), k, |row, part| {
+                    drop_out(part, row * k, adapter.dropout, seed);
+                });
+                self.by_rows(dx.data_mut(), k, |row, part| {
+                    let own = &own.data()[row * k..row * k + part.len()];
+                    part.iter_mut().zip(own).for_each(|(d, o)| *d += o);
+                });
+            }
+        }
+    }
+}
+
+fn inner<T>(m: Mutex<T>) -> T {
+    m.into_inner().unwrap_or_else(|e| e.into_inner())
+}
