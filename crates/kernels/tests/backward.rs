@@ -307,7 +307,7 @@ fn attention(spec: &AttentionSpec, spans: &[Range<usize>], x: &[f64], rows: usiz
 #[test]
 fn attention_without_a_square_matrix() {
     let cases = [
-        (4, 2, 4, None, None, Vec::from([0..70])),
+        (4, 2, 4, None, None, std::iter::once(0..70).collect()),
         (2, 1, 3, Some(9), None, vec![0..1, 1..30, 30..75]),
         (2, 2, 5, Some(70), Some(1.5), vec![0..5, 5..80]),
     ];
