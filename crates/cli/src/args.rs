@@ -38,6 +38,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Convert a checkpoint to a GGUF file of another precision
     Quantize(QuantizeArgs),
+    /// Put an adapter (PEFT's layout) into the weights of its base
+    Merge(MergeArgs),
     /// Make a tokenizer from a corpus: tokenizer.model and tokenizer.json
     TrainTokenizer(TrainTokenizerArgs),
     /// Print a completion script for a shell
@@ -365,4 +367,18 @@ pub struct TrainTokenizerArgs {
     /// Threads that count words; the result does not depend on them [default: one for each core]
     #[arg(long, short, value_name = "N")]
     pub threads: Option<usize>,
+}
+
+/// `lapidary merge`.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    lapidary merge gemma-3-1b-it runs/lora/adapter gemma-3-1b-mine\n  \
+    lapidary merge default runs/gems/adapter gems.gguf")]
+pub struct MergeArgs {
+    /// The checkpoint that the adapter was trained on; `default` is the built-in model
+    pub base: PathBuf,
+    /// The folder with adapter_config.json and adapter_model.safetensors
+    pub adapter: PathBuf,
+    /// What to write: a folder for a Hugging Face base, a .gguf file for a GGUF one
+    pub out: PathBuf,
 }

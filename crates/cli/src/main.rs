@@ -6,6 +6,7 @@ mod bench;
 mod chat;
 mod inspect;
 mod logits;
+mod merge;
 mod model;
 mod quantize;
 mod run;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Logits(args) => logits::logits(args),
         Command::Bench(args) => bench::bench(args),
         Command::Quantize(args) => quantize::quantize(args),
+        Command::Merge(args) => merge::run(&args),
         Command::TrainTokenizer(args) => train_tokenizer::run(&args),
         Command::Completions { shell } => {
             let mut command = Cli::command();

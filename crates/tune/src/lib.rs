@@ -3,6 +3,7 @@
 
 pub mod data;
 mod gguf_names;
+mod merge;
 mod options;
 mod quantize;
 mod recipe;
@@ -10,6 +11,7 @@ pub mod run;
 mod sequence;
 pub mod tokenizer;
 
+pub use merge::{Adapter, Merged, merge};
 pub use options::{AdamW, LoraOptions, Method, StatePrecision, StepReport, TrainOptions};
 pub use quantize::{Options, Report, quantize};
 pub use recipe::{Place, Recipe};

@@ -18,6 +18,7 @@ pub use held_out::{HeldOut, held_out};
 pub use records::Format;
 pub(crate) use records::{Raw, Records, files};
 pub use rng::Rng;
+pub(crate) use rng::stable_hash;
 pub use source::{Broken, Source, SourceSpec, SourceState};
 pub use stream::{Counts, Notice, Stream, StreamSpec, StreamState};
 
