@@ -26,6 +26,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Answer one prompt, from the argument or from standard input
     Run(RunArgs),
+    /// Serve models over HTTP, to clients of OpenAI, Gemini, Anthropic and Ollama
+    Serve(Box<ServeArgs>),
     /// Show what a checkpoint holds and what it needs
     Inspect(InspectArgs),
     /// Text to token ids, a JSON string a line in, a JSON array a line out
@@ -218,6 +220,115 @@ pub struct RunArgs {
     /// Go on after the tokens that end a turn
     #[arg(long)]
     pub ignore_eos: bool,
+}
+
+/// `lapidary serve`.
+#[derive(Args)]
+pub struct ServeArgs {
+    /// A model, as NAME=PATH or PATH; may be repeated. PATH is what --model is elsewhere; without
+    /// any the built-in model is served
+    #[arg(long, short, value_name = "NAME=PATH", help_heading = "Models")]
+    pub model: Vec<String>,
+    /// Serve every .gguf file and every Hugging Face directory in DIR, each by its name
+    #[arg(long, value_name = "DIR", help_heading = "Models")]
+    pub models_dir: Option<PathBuf>,
+    /// Memory for weights, keys and values, such as 8GiB [default: 80 % of what is available]
+    #[arg(long, value_name = "SIZE", help_heading = "Models")]
+    pub memory: Option<String>,
+    /// Unload a model that nobody has asked for during so many seconds; 0: never
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, help_heading = "Models")]
+    pub idle: u64,
+    /// Load all models that fit at the start, instead of each when it is asked for
+    #[arg(long, help_heading = "Models")]
+    pub preload: bool,
+    /// Threads that compute [default: one for each core]
+    #[arg(long, short, value_name = "N", help_heading = "Computing")]
+    pub threads: Option<usize>,
+    /// Activations of products with quantised weights
+    #[arg(long, value_enum, default_value_t, help_heading = "Computing")]
+    pub precision: PrecisionArg,
+    /// Type of keys and values in the cache
+    #[arg(long, value_enum, default_value_t, help_heading = "Computing")]
+    pub kv: KvArg,
+    /// Tokens of a sequence, prompt and answer [default: the model's, at most 8192]
+    #[arg(long, value_name = "N", help_heading = "Computing")]
+    pub context: Option<usize>,
+    /// Tokens that one pass takes
+    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Computing")]
+    pub chunk: usize,
+    /// Requests that are computed together
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Computing")]
+    pub batch: usize,
+    /// Instruction set [default: the best of this machine]
+    #[arg(long, value_enum, hide_short_help = true, help_heading = "Computing")]
+    pub isa: Option<IsaArg>,
+    /// Where to listen; port 0: any free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", help_heading = "Access")]
+    pub listen: std::net::SocketAddr,
+    /// A key that clients must present; may be repeated. Others can see a command line: prefer
+    /// --api-keys-file
+    #[arg(long, value_name = "KEY", help_heading = "Access")]
+    pub api_key: Vec<String>,
+    /// Keys as lines of NAME SHA256 [scopes=generate,embed,read,metrics] [rate=N]; read again when
+    /// it changes
+    #[arg(long, value_name = "FILE", help_heading = "Access")]
+    pub api_keys_file: Option<PathBuf>,
+    /// Requests in a minute for each key [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Access")]
+    pub rate: Option<u32>,
+    /// A page that may ask, such as https://example.org; may be repeated; *: all pages
+    #[arg(long, value_name = "ORIGIN", help_heading = "Access")]
+    pub allow_origin: Vec<String>,
+    /// A name that the server may be called by; may be repeated. On loopback, localhost is
+    #[arg(long, value_name = "NAME", help_heading = "Access")]
+    pub allow_host: Vec<String>,
+    /// Certificate chain, PEM: serve HTTPS
+    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "Access")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "Access")]
+    pub tls_key: Option<PathBuf>,
+    /// Ignore fields that are not supported, and say so in a header, instead of refusing the request
+    #[arg(long, help_heading = "Limits")]
+    pub lenient: bool,
+    /// Size of a request at most
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", help_heading = "Limits")]
+    pub max_body: String,
+    /// Requests that may wait for a model; more are refused
+    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = "Limits")]
+    pub max_queue: usize,
+    /// Connections at once; more wait
+    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = "Limits")]
+    pub max_connections: usize,
+    /// Seconds that an answer may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, help_heading = "Limits")]
+    pub timeout: u64,
+    /// Seconds that answers get to come to their end when the server is told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Limits")]
+    pub drain: u64,
+    /// What goes to standard error
+    #[arg(long, value_enum, default_value_t, help_heading = "Log")]
+    pub log: LogArg,
+    /// A JSON object a line
+    #[arg(long, help_heading = "Log")]
+    pub log_json: bool,
+    /// Write what people send into the log
+    #[arg(long, help_heading = "Log")]
+    pub log_prompts: bool,
+}
+
+/// `--log`.
+#[derive(ValueEnum, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogArg {
+    /// What broke
+    Error,
+    /// And what is odd
+    Warn,
+    /// And a line for each request
+    #[default]
+    Info,
+    /// And why connections ended
+    Debug,
 }
 
 /// `lapidary inspect`.

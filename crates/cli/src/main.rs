@@ -10,6 +10,7 @@ mod merge;
 mod model;
 mod quantize;
 mod run;
+mod serve;
 mod show;
 mod text;
 mod together;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Chat(args) => chat::chat(args),
         Command::Run(args) => run::run(args),
+        Command::Serve(args) => serve::serve(*args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Tokenize(args) => text::tokenize(args),
         Command::Template(args) => text::template(args),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The model that the program carries: a Gemma 3 of 6.7 million parameters, in Q8_0.
-static DEFAULT_MODEL: &[u8] = include_bytes!("../../../models/default-Q8_0.gguf");
+pub static DEFAULT_MODEL: &[u8] = include_bytes!("../../../models/default-Q8_0.gguf");
 
 /// Tokens of context where neither the user nor a small model says less: a larger one costs memory.
 const DEFAULT_CONTEXT: usize = 8192;
@@ -54,7 +54,7 @@ pub fn introduce(model: Option<&Path>) {
 }
 
 /// A path, or a name such as google/gemma-3-1b-it in the Hugging Face cache.
-fn resolve(path: &Path) -> Result<PathBuf, String> {
+pub fn resolve(path: &Path) -> Result<PathBuf, String> {
     if path.exists() {
         return Ok(path.to_owned());
     }
@@ -152,12 +152,23 @@ pub fn now() -> i64 {
 
 /// The processor that the flags ask for.
 pub fn cpu(args: &ModelArgs) -> Result<Cpu, String> {
+    let threads = threads(args.threads)?;
+    Ok(Cpu::new(isa(args.isa)?, Arc::new(Pool::new(threads)), precision(args.precision)))
+}
+
+/// `--threads`, or one for each core.
+pub fn threads(wanted: Option<usize>) -> Result<usize, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = args.threads.unwrap_or(cores);
+    let threads = wanted.unwrap_or(cores);
     if !(1..=1024).contains(&threads) {
         return Err(format!("--threads {threads}: a number from 1 to 1024 was expected"));
     }
-    let isa = match args.isa {
+    Ok(threads)
+}
+
+/// `--isa`, or the best of this machine.
+pub fn isa(wanted: Option<IsaArg>) -> Result<Isa, String> {
+    let isa = match wanted {
         None => Isa::detect(),
         Some(IsaArg::Scalar) => Isa::Scalar,
         Some(IsaArg::Avx2) => Isa::Avx2,
@@ -166,11 +177,23 @@ pub fn cpu(args: &ModelArgs) -> Result<Cpu, String> {
     if !Isa::available().contains(&isa) {
         return Err(format!("--isa {}: this machine does not have it", isa.name()));
     }
-    let precision = match args.precision {
+    Ok(isa)
+}
+
+/// `--precision`.
+pub fn precision(wanted: PrecisionArg) -> Precision {
+    match wanted {
         PrecisionArg::Fast => Precision::Fast,
         PrecisionArg::Exact => Precision::Exact,
-    };
-    Ok(Cpu::new(isa, Arc::new(Pool::new(threads)), precision))
+    }
+}
+
+/// `--kv`.
+pub fn kv(wanted: KvArg) -> KvType {
+    match wanted {
+        KvArg::F16 => KvType::F16,
+        KvArg::F32 => KvType::F32,
+    }
 }
 
 fn limits(args: &ModelArgs, loaded: &Loaded) -> Result<Limits, String> {
@@ -182,9 +205,5 @@ fn limits(args: &ModelArgs, loaded: &Loaded) -> Result<Limits, String> {
     if args.chunk == 0 {
         return Err("--chunk 0: at least 1 was expected".into());
     }
-    let kv = match args.kv {
-        KvArg::F16 => KvType::F16,
-        KvArg::F32 => KvType::F32,
-    };
-    Ok(Limits { context, chunk: args.chunk, kv })
+    Ok(Limits { context, chunk: args.chunk, kv: kv(args.kv) })
 }

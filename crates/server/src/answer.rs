@@ -1,0 +1,402 @@
+//! From a job to the parts of its answers: encoded, submitted, detokenised, ended by stop strings.
+
+use crate::failure::{Failure, Kind};
+use crate::job::{Job, Prompt};
+use crate::metrics::Metrics;
+use crate::model::Model;
+use lapidary_engine::request::{Canceller, Event, Refusal, Request, Summary, Timings};
+use lapidary_engine::{Answer, Finish, StopStrings};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// A piece of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Part {
+    /// Text that is certain.
+    Text {
+        /// Which answer it belongs to.
+        choice: usize,
+        /// Not empty.
+        text: String,
+        /// The tokens that made it, if probabilities are wanted.
+        tokens: Option<Vec<Token>>,
+    },
+    /// An answer is complete.
+    End {
+        /// Which.
+        choice: usize,
+        /// Why.
+        end: End,
+        /// Its tokens.
+        completion: usize,
+    },
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The model ended its turn.
+    Stop,
+    /// This string came.
+    StopString(String),
+    /// The limit of new tokens was reached.
+    Length,
+    /// The context is full.
+    Context,
+}
+
+/// A token with its probabilities.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// What it shows.
+    pub text: String,
+    /// The bytes that it stands for.
+    pub bytes: Vec<u8>,
+    /// Its log-probability.
+    pub logprob: f32,
+    /// The likeliest tokens in its place.
+    pub top: Vec<Token>,
+}
+
+/// Tokens of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Of the prompts.
+    pub prompt: usize,
+    /// Of the prompts, those found in the cache.
+    pub cached: usize,
+    /// Of the answers.
+    pub completion: usize,
+    /// Where the time went, added up over the answers.
+    pub timings: Timings,
+}
+
+/// A complete answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// Its text.
+    pub text: String,
+    /// Its tokens, if probabilities are wanted.
+    pub tokens: Vec<Token>,
+    /// Why it ended.
+    pub end: End,
+    /// Its tokens.
+    pub completion: usize,
+}
+
+/// Who asks, and how long an answer may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// Requests of one client share its part of the engine.
+    pub client: u64,
+    /// When answers are of no more use.
+    pub deadline: Instant,
+}
+
+/// What a choice's task reports.
+enum Report {
+    Part(Part),
+    Counted { summary: Option<Summary>, cached: usize, completion: usize },
+    Failed(Failure),
+}
+
+/// Answers that are being made. Dropping them cancels the requests.
+pub struct Answers {
+    parts: mpsc::Receiver<Report>,
+    tasks: Vec<JoinHandle<()>>,
+    usage: Usage,
+    /// The seed of the first answer.
+    pub seed: u64,
+    /// Answers in all.
+    pub choices: usize,
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Cancels a request when it is dropped.
+struct Guard(Canceller);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Starts the jobs of one request on `model`. The choices of the jobs are numbered through.
+///
+/// # Errors
+/// If a prompt can't be written down or does not fit, or the engine is full. Nothing runs then.
+pub async fn start(
+    model: &Arc<Model>,
+    metrics: &Arc<Metrics>,
+    jobs: Vec<Job>,
+    terms: Terms,
+) -> Result<Answers, Failure> {
+    let seed = model.fresh_seed();
+    let prepared = {
+        let (model, jobs) = (model.clone(), jobs.clone());
+        // Encoding a long prompt takes a while: not on a thread that serves others.
+        let encode = move || jobs.iter().map(|j| prompt(&model, &j.prompt)).collect();
+        tokio::task::spawn_blocking(encode).await
+    };
+    let prompts: Result<Vec<Vec<u32>>, Failure> =
+        prepared.map_err(|e| Failure::new(Kind::Internal, e.to_string()))?;
+    let (sender, parts) = mpsc::channel(32);
+    let mut usage = Usage::default();
+    let mut answers = Answers { parts, tasks: Vec::new(), usage, seed, choices: 0 };
+    for (job, prompt) in jobs.iter().zip(prompts?) {
+        usage.prompt += prompt.len();
+        for number in 0..job.choices {
+            let mut sampling = job.settings.over(&model.text.defaults, seed)?;
+            if answers.choices == 0 {
+                answers.seed = sampling.seed;
+            }
+            sampling.seed = sampling.seed.wrapping_add(number as u64);
+            let room = model.engine.options().context.saturating_sub(prompt.len()).max(1);
+            let request = Request {
+                sampling,
+                stop_ids: model.text.stops.clone(),
+                logprobs: job.logprobs,
+                client: terms.client,
+                deadline: Some(terms.deadline),
+                ..Request::new(prompt.clone(), job.max_tokens.unwrap_or(room).min(room))
+            };
+            let (sink, events) = mpsc::unbounded_channel();
+            let submitted = Instant::now();
+            let canceller = (model.engine)
+                .submit_to(
+                    request,
+                    Box::new(move |event| match sink.send(event) {
+                        Ok(()) => ControlFlow::Continue(()),
+                        Err(_) => ControlFlow::Break(Finish::Cancelled),
+                    }),
+                )
+                .map_err(|r| refused(&r))?;
+            let follow = Follow {
+                model: model.clone(),
+                metrics: metrics.clone(),
+                choice: answers.choices,
+                stop: job.stop.clone(),
+                logprobs: job.logprobs.is_some(),
+                sender: sender.clone(),
+                last: submitted,
+                first: true,
+            };
+            answers.tasks.push(tokio::spawn(follow.run(events, Guard(canceller))));
+            answers.choices += 1;
+        }
+    }
+    answers.usage = usage;
+    Ok(answers)
+}
+
+/// A refusal of the engine, as a request's failure.
+pub fn refused(refusal: &Refusal) -> Failure {
+    let kind = match refusal {
+        Refusal::Busy { .. } | Refusal::Stopping => Kind::Busy,
+        _ => Kind::Invalid,
+    };
+    Failure::new(kind, refusal.to_string())
+}
+
+/// The tokens of a prompt.
+///
+/// # Errors
+/// If the model has no chat template, or it refuses the conversation.
+pub fn prompt(model: &Model, prompt: &Prompt) -> Result<Vec<u32>, Failure> {
+    match prompt {
+        Prompt::Ids(ids) => Ok(ids.clone()),
+        Prompt::Text(text) => Ok(model.text.encode_plain(text)),
+        Prompt::Chat(messages) => {
+            let now = crate::clock::seconds();
+            let wrong = |e: lapidary_formats::FormatError| Failure::invalid(e.to_string());
+            let (turns, begun) = match messages.split_last() {
+                Some((last, turns)) if last.role == "assistant" => (turns, last.content.as_str()),
+                _ => (&messages[..], None),
+            };
+            let mut rendered = model.text.render(turns, true, now).map_err(wrong)?;
+            if let Some(begun) = begun {
+                let start = rendered.text.len();
+                rendered.text.push_str(begun);
+                rendered.literal.push(start..rendered.text.len());
+            }
+            Ok(model.text.encode_rendered(&rendered))
+        }
+    }
+}
+
+/// The task that follows one choice.
+struct Follow {
+    model: Arc<Model>,
+    metrics: Arc<Metrics>,
+    choice: usize,
+    stop: Vec<String>,
+    logprobs: bool,
+    sender: mpsc::Sender<Report>,
+    /// When the last token came, or the request was submitted.
+    last: Instant,
+    first: bool,
+}
+
+impl Follow {
+    async fn run(mut self, mut events: mpsc::UnboundedReceiver<Event>, guard: Guard) {
+        let model = self.model.clone();
+        let stops = StopStrings::new(std::mem::take(&mut self.stop));
+        let mut answer = Answer::new(&model.text.tokenizer, stops);
+        let (mut held, mut cached, mut completion) = (Vec::new(), 0, 0);
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Prefilled { reused, .. } => cached = reused,
+                Event::Token { id, logprob, top } => {
+                    self.measure();
+                    completion += 1;
+                    let text = answer.push(id);
+                    if self.logprobs {
+                        held.push(token(&model, id, logprob.unwrap_or(0.0), &top));
+                    }
+                    let stopped = answer.stopped_by().map(str::to_owned);
+                    if stopped.is_some() && text.is_empty() {
+                        held.clear();
+                    }
+                    if !self.text(text, &mut held).await {
+                        return;
+                    }
+                    if let Some(string) = stopped {
+                        drop(guard);
+                        return self.end(End::StopString(string), cached, completion, None).await;
+                    }
+                }
+                Event::Done(summary) => {
+                    let text = answer.finish();
+                    let stopped = answer.stopped_by().map(str::to_owned);
+                    let end = match (stopped, summary.finish) {
+                        (Some(string), _) => End::StopString(string),
+                        (None, Finish::Length) => End::Length,
+                        (None, Finish::Context) => End::Context,
+                        (None, Finish::Stop) => End::Stop,
+                        (None, _) => return self.unfinished(&summary).await,
+                    };
+                    self.text(text, &mut held).await;
+                    cached = summary.reused;
+                    return self.end(end, cached, completion, Some(summary)).await;
+                }
+                Event::Failed(message) => {
+                    let failure = Failure::new(Kind::Internal, message);
+                    return self.report(Report::Failed(failure)).await;
+                }
+                Event::Embedding(_) => {}
+            }
+        }
+        let failure = Failure::new(Kind::Busy, "the model was stopped");
+        self.report(Report::Failed(failure)).await;
+    }
+
+    fn measure(&mut self) {
+        let now = Instant::now();
+        self.metrics.token(now - self.last, std::mem::take(&mut self.first));
+        self.last = now;
+    }
+
+    /// Whether anybody still listens.
+    async fn text(&mut self, text: String, held: &mut Vec<Token>) -> bool {
+        if text.is_empty() {
+            return !self.sender.is_closed();
+        }
+        let tokens = self.logprobs.then(|| std::mem::take(held));
+        let part = Part::Text { choice: self.choice, text, tokens };
+        self.sender.send(Report::Part(part)).await.is_ok()
+    }
+
+    async fn end(&mut self, end: End, cached: usize, completion: usize, summary: Option<Summary>) {
+        let counted = Report::Counted { summary, cached, completion };
+        self.report(counted).await;
+        let part = Part::End { choice: self.choice, end, completion };
+        self.report(Report::Part(part)).await;
+    }
+
+    async fn unfinished(&mut self, summary: &Summary) {
+        let failure = match summary.finish {
+            Finish::Deadline => Failure::new(
+                Kind::Timeout,
+                format!(
+                    "the answer took longer than allowed; {} tokens were made",
+                    summary.generated
+                ),
+            ),
+            _ => Failure::new(Kind::Busy, "the request was cancelled: the server is shutting down"),
+        };
+        self.report(Report::Failed(failure)).await;
+    }
+
+    /// An error: nobody listens any more.
+    async fn report(&mut self, report: Report) {
+        let _ = self.sender.send(report).await;
+    }
+}
+
+/// A token in words.
+fn token(model: &Model, id: u32, logprob: f32, top: &[(u32, f32)]) -> Token {
+    let bytes = model.text.tokenizer.token_bytes(id);
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let top = top.iter().map(|(id, logprob)| token(model, *id, *logprob, &[])).collect();
+    Token { id, text, bytes, logprob, top }
+}
+
+impl Answers {
+    /// The next part; `None` when all answers are complete.
+    pub async fn next(&mut self) -> Option<Result<Part, Failure>> {
+        loop {
+            match self.parts.recv().await? {
+                Report::Part(part) => return Some(Ok(part)),
+                Report::Failed(failure) => return Some(Err(failure)),
+                Report::Counted { summary, cached, completion } => {
+                    self.usage.completion += completion;
+                    self.usage.cached = self.usage.cached.max(cached);
+                    let add = |to: &mut Duration, more| *to = to.saturating_add(more);
+                    if let Some(s) = summary {
+                        add(&mut self.usage.timings.queued, s.timings.queued);
+                        add(&mut self.usage.timings.prefill, s.timings.prefill);
+                        add(&mut self.usage.timings.decode, s.timings.decode);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tokens so far.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// All answers, complete.
+    ///
+    /// # Errors
+    /// If one of them failed.
+    pub async fn collect(mut self) -> Result<(Vec<Choice>, Usage), Failure> {
+        let empty =
+            || Choice { text: String::new(), tokens: Vec::new(), end: End::Stop, completion: 0 };
+        let mut choices: Vec<Choice> = (0..self.choices).map(|_| empty()).collect();
+        while let Some(part) = self.next().await {
+            match part? {
+                Part::Text { choice, text, tokens } => {
+                    choices[choice].text += &text;
+                    choices[choice].tokens.extend(tokens.into_iter().flatten());
+                }
+                Part::End { choice, end, completion } => {
+                    choices[choice].end = end;
+                    choices[choice].completion = completion;
+                }
+            }
+        }
+        Ok((choices, self.usage))
+    }
+}

@@ -1,0 +1,408 @@
+//! `/v1/messages` and `/v1/messages/count_tokens`.
+
+use super::stream::Stream;
+use crate::answer::{self, End};
+use crate::app::{Shared, Whole, json, signed};
+use crate::auth::Caller;
+use crate::failure::{Failure, Reply};
+use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
+use crate::job::{Job, OneOrMany, Prompt, Settings, stops, token_limit};
+use crate::stream;
+use axum::extract::{Extension, State};
+use lapidary_formats::chat::Message;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json as value};
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+const NO_TOOLS: &str = "the model can't call tools yet";
+const NO_IMAGES: &str = "only text can be shown to a model yet";
+
+/// The fields of a request.
+pub const TABLE: Table = &[
+    yes("model"),
+    yes("messages")
+        .note("turns of the same role are joined; a last turn of the assistant is continued")
+        .of(MESSAGE),
+    yes("max_tokens"),
+    yes("system").note("a string, or text blocks").of(BLOCK),
+    yes("stop_sequences"),
+    yes("stream"),
+    differs("temperature", "without it, what the checkpoint recommends, not 1; may be above 1"),
+    yes("top_k"),
+    differs("top_p", "without it, what the checkpoint recommends"),
+    differs("metadata", "has no effect").of(&[differs("user_id", "has no effect")]),
+    no("service_tier", "there is one tier").unless(&["\"auto\"", "\"standard_only\""]),
+    no("thinking", "models here don't think apart from their answer")
+        .unless(&["{\"type\":\"disabled\"}"]),
+    no("tools", NO_TOOLS).unless(&["[]"]),
+    no("tool_choice", NO_TOOLS).unless(&["{\"type\":\"none\"}", "{\"type\":\"auto\"}"]),
+    no("mcp_servers", NO_TOOLS).unless(&["[]"]),
+    no("container", "nothing is executed"),
+    no("context_management", "a prompt is never cut"),
+    no("output_format", "constrained output is not supported yet"),
+    no("output_config", "constrained output is not supported yet").unless(&["{}"]),
+    no("inference_geo", "answers are made on this machine"),
+];
+
+/// The fields of a request to count tokens.
+pub const COUNT_TABLE: Table = &[
+    yes("model"),
+    yes("messages").note("counted exactly, template included").of(MESSAGE),
+    yes("system").note("a string, or text blocks").of(BLOCK),
+    no("thinking", "models here don't think apart from their answer")
+        .unless(&["{\"type\":\"disabled\"}"]),
+    no("tools", NO_TOOLS).unless(&["[]"]),
+    no("tool_choice", NO_TOOLS).unless(&["{\"type\":\"none\"}", "{\"type\":\"auto\"}"]),
+    no("mcp_servers", NO_TOOLS).unless(&["[]"]),
+    no("context_management", "a prompt is never cut"),
+    no("output_format", "constrained output is not supported yet"),
+    no("output_config", "constrained output is not supported yet").unless(&["{}"]),
+];
+
+const MESSAGE: Table = &[
+    yes("role").note("`user` or `assistant`"),
+    yes("content").note("a string, or text blocks").of(BLOCK),
+    differs("id", "has no effect"),
+    differs("type", "has no effect"),
+];
+
+const BLOCK: Table = &[
+    yes("type").note("`text`"),
+    yes("text"),
+    differs("cache_control", "has no effect: prefixes are always reused"),
+    no("citations", "nothing is cited").unless(&["[]", "{\"enabled\":false}"]),
+    no("source", NO_IMAGES),
+    no("title", NO_IMAGES),
+    no("context", NO_IMAGES),
+    no("id", NO_TOOLS),
+    no("name", NO_TOOLS),
+    no("input", NO_TOOLS),
+    no("tool_use_id", NO_TOOLS),
+    no("content", NO_TOOLS),
+    no("is_error", NO_TOOLS),
+    no("thinking", "models here don't think apart from their answer"),
+    no("signature", "models here don't think apart from their answer"),
+    no("data", NO_IMAGES),
+];
+
+/// A request.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = MessagesRequest)]
+pub struct Request {
+    /// A name from `/v1/models`.
+    pub model: String,
+    /// The conversation.
+    pub messages: Vec<Turn>,
+    /// Tokens of the answer at most.
+    pub max_tokens: u64,
+    /// How the model should behave.
+    pub system: Option<Content>,
+    /// Strings that end the answer.
+    pub stop_sequences: Option<Vec<String>>,
+    /// Send the answer as it is made.
+    pub stream: Option<bool>,
+    /// 0 takes the likeliest token.
+    pub temperature: Option<f32>,
+    /// Only the likeliest so many tokens.
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens whose probabilities reach this sum.
+    pub top_p: Option<f32>,
+    /// Accepted, without effect.
+    pub metadata: Option<Metadata>,
+}
+
+/// A request to count tokens.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = CountTokensRequest)]
+pub struct CountRequest {
+    /// A name from `/v1/models`.
+    pub model: String,
+    /// The conversation.
+    pub messages: Vec<Turn>,
+    /// How the model should behave.
+    pub system: Option<Content>,
+}
+
+/// Accepted, without effect.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = AnthropicMetadata)]
+pub struct Metadata {
+    /// Accepted, without effect.
+    pub user_id: Option<String>,
+}
+
+/// A turn.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = AnthropicMessage)]
+pub struct Turn {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: Content,
+    /// Accepted, without effect.
+    pub id: Option<String>,
+    /// Accepted, without effect.
+    pub r#type: Option<String>,
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = AnthropicRole)]
+pub enum Role {
+    /// A person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// A string, or blocks.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a string or an array of text blocks")]
+#[schema(as = AnthropicContent)]
+pub enum Content {
+    /// Text.
+    Text(String),
+    /// Blocks of text.
+    Blocks(Vec<Block>),
+}
+
+/// A block of text.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = AnthropicBlock)]
+pub struct Block {
+    /// `text`.
+    #[serde(rename = "type")]
+    pub kind: BlockKind,
+    /// The text.
+    pub text: String,
+    /// Accepted, without effect.
+    #[schema(value_type = Option<Object>)]
+    pub cache_control: Option<Value>,
+}
+
+/// The kinds of blocks.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = AnthropicBlockKind)]
+pub enum BlockKind {
+    /// Text.
+    Text,
+}
+
+impl Content {
+    fn text(&self) -> String {
+        match self {
+            Content::Text(text) => text.clone(),
+            Content::Blocks(blocks) => blocks.iter().map(|b| b.text.as_str()).collect(),
+        }
+    }
+
+    fn system(&self) -> String {
+        match self {
+            Content::Text(text) => text.clone(),
+            // Blocks of instructions are paragraphs.
+            Content::Blocks(blocks) => {
+                blocks.iter().map(|b| b.text.as_str()).collect::<Vec<_>>().join("\n\n")
+            }
+        }
+    }
+}
+
+/// Turns of the same role in a row are one turn, as Anthropic documents it.
+fn conversation(turns: &[Turn], system: Option<&Content>) -> Result<Vec<Message>, Failure> {
+    if turns.is_empty() {
+        return Err(Failure::field("messages", "at least one message was expected"));
+    }
+    let mut out: Vec<Message> = Vec::new();
+    out.extend(system.map(|s| Message::new("system", &s.system())));
+    for turn in turns {
+        let role = if turn.role == Role::User { "user" } else { "assistant" };
+        let text = turn.content.text();
+        match out.last_mut() {
+            Some(last) if last.role == role => {
+                let before = last.content.as_str().unwrap_or_default();
+                last.content = format!("{before}\n\n{text}").into();
+            }
+            _ => out.push(Message::new(role, &text)),
+        }
+    }
+    Ok(out)
+}
+
+impl Request {
+    /// What is to be computed.
+    ///
+    /// # Errors
+    /// If a value is out of its range.
+    pub fn job(&self) -> Result<Job, Failure> {
+        let sequences = self.stop_sequences.clone().map(OneOrMany::Many);
+        let settings = Settings {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            ..Settings::default()
+        };
+        Ok(Job {
+            max_tokens: token_limit("max_tokens", Some(self.max_tokens))?,
+            settings,
+            stop: stops("stop_sequences", sequences)?,
+            ..Job::new(Prompt::Chat(conversation(&self.messages, self.system.as_ref())?))
+        })
+    }
+}
+
+/// Bytes to a request and what it asks for.
+///
+/// # Errors
+/// If the body is refused.
+pub fn read(body: &[u8], reading: Reading) -> Result<(Decoded<Request>, Job), Failure> {
+    let decoded: Decoded<Request> = decode(body, TABLE, reading)?;
+    let job = decoded.request.job()?;
+    Ok((decoded, job))
+}
+
+/// Bytes to a request to count tokens, and its prompt.
+///
+/// # Errors
+/// If the body is refused.
+pub fn read_count(
+    body: &[u8],
+    reading: Reading,
+) -> Result<(Decoded<CountRequest>, Prompt), Failure> {
+    let decoded: Decoded<CountRequest> = decode(body, COUNT_TABLE, reading)?;
+    let r = &decoded.request;
+    let prompt = Prompt::Chat(conversation(&r.messages, r.system.as_ref())?);
+    Ok((decoded, prompt))
+}
+
+/// An answer.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = AnthropicResponse)]
+pub struct Response {
+    /// `msg_…`.
+    pub id: String,
+    /// `message`.
+    pub r#type: &'static str,
+    /// `assistant`.
+    pub role: &'static str,
+    /// The model that answered.
+    pub model: String,
+    /// One block of text.
+    pub content: Vec<TextBlock>,
+    /// `end_turn`, `max_tokens` or `stop_sequence`.
+    pub stop_reason: Option<&'static str>,
+    /// The string that ended it.
+    pub stop_sequence: Option<String>,
+    /// Tokens.
+    pub usage: Usage,
+}
+
+/// A block of text.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = AnthropicTextBlock)]
+pub struct TextBlock {
+    /// `text`.
+    pub r#type: &'static str,
+    /// The text.
+    pub text: String,
+    /// Always null.
+    #[schema(value_type = Option<Object>)]
+    pub citations: Value,
+}
+
+/// Tokens.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = AnthropicUsage)]
+pub struct Usage {
+    /// Tokens of the prompt that were computed.
+    pub input_tokens: usize,
+    /// Tokens of the prompt that were in the cache.
+    pub cache_read_input_tokens: usize,
+    /// Always 0: keeping a prefix costs nothing.
+    pub cache_creation_input_tokens: usize,
+    /// Tokens of the answer.
+    pub output_tokens: usize,
+    /// `standard`.
+    pub service_tier: &'static str,
+}
+
+impl Usage {
+    /// From what the engine counted.
+    pub fn new(usage: &answer::Usage) -> Self {
+        Self {
+            input_tokens: usage.prompt - usage.cached.min(usage.prompt),
+            cache_read_input_tokens: usage.cached,
+            cache_creation_input_tokens: 0,
+            output_tokens: usage.completion,
+            service_tier: "standard",
+        }
+    }
+}
+
+/// Anthropic's name of an end, and the string that caused it.
+pub fn stop_reason(end: &End) -> (&'static str, Option<String>) {
+    match end {
+        End::Stop => ("end_turn", None),
+        End::StopString(string) => ("stop_sequence", Some(string.clone())),
+        End::Length => ("max_tokens", None),
+        End::Context => ("model_context_window_exceeded", None),
+    }
+}
+
+/// Answers a conversation.
+#[utoipa::path(post, operation_id = "createMessage", path = "/v1/messages", tag = "Anthropic", request_body = Request, responses(
+    (status = 200, description = "The answer; server-sent events with `stream`", content(
+        (Response = "application/json"), (String = "text/event-stream"))),
+    (status = "4XX", description = "Refused", body = super::ErrorBody),
+    (status = "5XX", description = "Busy or broken", body = super::ErrorBody),
+))]
+pub async fn handle(
+    State(app): State<Shared>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Whole(body): Whole,
+) -> Reply {
+    let (Decoded { request, ignored }, job) = read(&body, app.reading())?;
+    let model = app.registry.get(&request.model).await?;
+    let answers = app.answers(&model, vec![job], &caller).await?;
+    let seed = Some(answers.seed);
+    let mut response = Response {
+        id: app.fresh_id("msg_"),
+        r#type: "message",
+        role: "assistant",
+        model: model.name.clone(),
+        content: vec![],
+        stop_reason: None,
+        stop_sequence: None,
+        usage: Usage::new(&answers.usage()),
+    };
+    let reply = if request.stream.unwrap_or(false) {
+        stream::respond(answers, Stream::new(response), stream::EVENTS)
+    } else {
+        let (choices, usage) = answers.collect().await?;
+        response.usage = Usage::new(&usage);
+        for choice in choices {
+            let (reason, string) = stop_reason(&choice.end);
+            (response.stop_reason, response.stop_sequence) = (Some(reason), string);
+            let block = TextBlock { r#type: "text", text: choice.text, citations: Value::Null };
+            response.content.push(block);
+        }
+        json(&response)
+    };
+    Ok(signed(reply, &model, seed, &ignored))
+}
+
+/// Counts the tokens of a conversation as the model would see it.
+#[utoipa::path(post, operation_id = "countMessageTokens", path = "/v1/messages/count_tokens", tag = "Anthropic",
+    request_body = CountRequest, responses(
+    (status = 200, description = "The count", body = Object),
+    (status = "4XX", description = "Refused", body = super::ErrorBody),
+    (status = "5XX", description = "Busy or broken", body = super::ErrorBody),
+))]
+pub async fn count(State(app): State<Shared>, Whole(body): Whole) -> Reply {
+    let (Decoded { request, ignored }, prompt) = read_count(&body, app.reading())?;
+    let model = app.registry.get(&request.model).await?;
+    let n = answer::prompt(&model, &prompt)?.len();
+    Ok(signed(json(&value!({"input_tokens": n})), &model, None, &ignored))
+}

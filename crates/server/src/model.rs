@@ -1,0 +1,266 @@
+//! A model that serves: its words, its engine, and what is known of it.
+
+use lapidary_engine::{Engine, EngineOptions, Parts, Text};
+use lapidary_formats::{Checkpoint, Source};
+use lapidary_model::Info;
+use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+/// Where a model is from.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// A Hugging Face directory or a file.
+    Path(PathBuf),
+    /// A GGUF file inside the program.
+    BuiltIn(&'static [u8]),
+}
+
+/// How models compute.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Instruction set.
+    pub isa: Isa,
+    /// Threads.
+    pub threads: usize,
+    /// Precision of products.
+    pub precision: Precision,
+    /// Type of keys and values.
+    pub kv: KvType,
+    /// Tokens of a sequence; without it the model's, at most 8192.
+    pub context: Option<usize>,
+    /// Tokens that one pass takes.
+    pub chunk: usize,
+    /// Requests that are computed at once.
+    pub max_sequences: usize,
+    /// Requests that may wait.
+    pub max_queue: usize,
+    /// How long a model that nobody asks for stays in memory; without it, for ever.
+    pub idle: Option<Duration>,
+}
+
+/// What is known of a model that is not loaded.
+#[derive(Debug, Clone)]
+pub struct Card {
+    /// The family.
+    pub family: &'static str,
+    /// Parameters.
+    pub parameters: u64,
+    /// Bytes of its files.
+    pub file_bytes: u64,
+    /// Bytes of its weights in memory.
+    pub weight_bytes: u64,
+    /// The type of most of its weights, as GGUF names it.
+    pub quantisation: String,
+    /// Tokens of a sequence.
+    pub context: usize,
+    /// Tokens that it was made for.
+    pub trained_context: usize,
+    /// Width of its hidden states.
+    pub width: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// Entries of the vocabulary.
+    pub vocab: usize,
+    /// Its licence, as its files name it.
+    pub license: Option<String>,
+    /// When its files were changed.
+    pub modified: SystemTime,
+    /// A name for its weights: a hash of every tensor's name, type, shape, and first and last bytes.
+    pub digest: String,
+    /// Whether it has a chat template.
+    pub chats: bool,
+    /// Bytes that it is to have for keys and values.
+    pub kv_bytes: u64,
+}
+
+/// A loaded model.
+pub struct Model {
+    /// The name that requests know it by.
+    pub name: String,
+    /// Tokenizer, template, stops, recommended sampling.
+    pub text: Text,
+    /// What computes.
+    pub engine: Engine,
+    /// What is known of it.
+    pub card: Card,
+    /// Names weights, precision, cache type and version: the same fingerprint, the same bytes.
+    pub fingerprint: String,
+    seeds: AtomicU64,
+}
+
+/// Context where neither the user nor a small model says less: a larger one costs memory.
+const DEFAULT_CONTEXT: usize = 8192;
+/// Sequences that fill the context and fit into a model's memory for keys and values, if there is
+/// enough; and the least that it gets beyond one sequence.
+const SEQUENCES: u64 = 4;
+const LEAST_KV: u64 = 256 << 20;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+impl Origin {
+    fn open(&self, name: &str) -> Result<Checkpoint> {
+        Ok(match self {
+            Origin::Path(path) => Checkpoint::open(path)?,
+            Origin::BuiltIn(bytes) => Checkpoint::from_static_gguf(name, bytes)?,
+        })
+    }
+
+    fn modified(&self) -> SystemTime {
+        let changed = match self {
+            Origin::Path(path) => std::fs::metadata(path).and_then(|m| m.modified()).ok(),
+            Origin::BuiltIn(_) => None,
+        };
+        changed.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+}
+
+impl Card {
+    /// Reads the headers of a checkpoint.
+    ///
+    /// # Errors
+    /// If it is damaged or unsupported, or the context does not suit it.
+    pub fn read(name: &str, origin: &Origin, machine: &Machine) -> Result<Self> {
+        let checkpoint = origin.open(name)?;
+        let info = lapidary_model::describe(&checkpoint)?;
+        let text = Text::open(&checkpoint)?;
+        let context = machine.context.unwrap_or(info.context.min(DEFAULT_CONTEXT));
+        if !(1..=info.context).contains(&context) {
+            let most = info.context;
+            return Err(format!("{name} takes a context from 1 to {most}, not {context}").into());
+        }
+        Ok(Self {
+            family: info.family,
+            parameters: checkpoint.elements(),
+            file_bytes: checkpoint.file_bytes(),
+            weight_bytes: checkpoint.tensor_bytes(),
+            quantisation: quantisation(&checkpoint),
+            context,
+            trained_context: info.context,
+            width: info.width,
+            layers: info.layers,
+            vocab: info.vocab,
+            license: checkpoint.license().map(str::to_owned),
+            modified: origin.modified(),
+            digest: digest(&checkpoint),
+            chats: text.template.is_some(),
+            kv_bytes: kv_bytes(&info, context, machine),
+        })
+    }
+
+    /// Bytes that it needs in memory: weights, keys and values.
+    pub fn memory(&self) -> u64 {
+        self.weight_bytes + self.kv_bytes
+    }
+
+    /// "1.5B", as people name sizes.
+    pub fn size(&self) -> String {
+        match self.parameters as f64 {
+            p if p >= 1e9 => format!("{:.1}B", p / 1e9),
+            p => format!("{:.1}M", p / 1e6),
+        }
+    }
+}
+
+fn kv_bytes(info: &Info, context: usize, machine: &Machine) -> u64 {
+    let one = info.kv.bytes(context, machine.chunk, machine.kv) as u64;
+    (one * SEQUENCES).max(LEAST_KV.min(one * machine.max_sequences as u64))
+}
+
+/// The type that holds most of the weights.
+fn quantisation(checkpoint: &Checkpoint) -> String {
+    let mut bytes = std::collections::BTreeMap::<String, usize>::new();
+    for t in checkpoint.tensors() {
+        *bytes.entry(t.dtype.name().to_string()).or_default() += t.bytes.len();
+    }
+    bytes.into_iter().max_by_key(|(_, n)| *n).map_or_else(String::new, |(name, _)| name)
+}
+
+/// Bytes of each end of a tensor that go into the digest: reading all of a large checkpoint would
+/// take longer than loading it.
+const DIGESTED: usize = 4096;
+
+fn digest(checkpoint: &Checkpoint) -> String {
+    let mut hash = Sha256::new();
+    let mut tensors: Vec<_> = checkpoint.tensors().collect();
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    for t in tensors {
+        let bytes: &[u8] = &t.bytes;
+        hash.update(format!("{} {} {:?}\n", t.name, t.dtype.name(), t.shape));
+        hash.update(&bytes[..bytes.len().min(DIGESTED)]);
+        hash.update(&bytes[bytes.len().saturating_sub(DIGESTED)..]);
+    }
+    hex(&hash.finalize())
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+impl Model {
+    /// Loads a model and starts its engine.
+    ///
+    /// # Errors
+    /// If it is damaged or does not fit.
+    pub fn load(name: &str, origin: &Origin, card: &Card, machine: &Machine) -> Result<Self> {
+        let checkpoint = origin.open(name)?;
+        let text = Text::open(&checkpoint)?;
+        let mut cpu =
+            Cpu::new(machine.isa, Arc::new(Pool::new(machine.threads)), machine.precision);
+        let loaded = lapidary_model::load(&checkpoint, &mut cpu)?;
+        loaded.notes.iter().chain(&text.notes).for_each(|n| tracing::warn!(model = name, "{n}"));
+        let options = EngineOptions {
+            memory: card.kv_bytes as usize,
+            token_budget: machine.chunk,
+            max_sequences: machine.max_sequences,
+            max_queue: machine.max_queue,
+            kv: machine.kv,
+            context: card.context,
+        };
+        let parts = Parts {
+            model: loaded.model,
+            ops: Box::new(cpu),
+            weight_bytes: card.weight_bytes as usize,
+        };
+        let engine = Engine::start(parts, options)?;
+        let fingerprint = fingerprint(card, machine);
+        let seeds = AtomicU64::new(crate::clock::nanoseconds());
+        Ok(Self { name: name.to_owned(), text, engine, card: card.clone(), fingerprint, seeds })
+    }
+
+    /// A seed for a request that brings none; 53 bits, so that it survives JSON.
+    pub fn fresh_seed(&self) -> u64 {
+        self.seeds.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 11
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Threads and instruction set are no part of it: they don't change a bit.
+fn fingerprint(card: &Card, machine: &Machine) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let what = format!("{} {:?} {:?} cpu {version}", card.digest, machine.precision, machine.kv);
+    format!("fp_{}", &hex(&Sha256::digest(what))[..16])
+}
+
+/// Whether a checkpoint is GGUF or a Hugging Face directory.
+pub fn format_name(origin: &Origin) -> &'static str {
+    match origin {
+        Origin::BuiltIn(_) => "gguf",
+        Origin::Path(path) => {
+            match Checkpoint::open(path).map(|c| matches!(c.source(), Source::Gguf(_))) {
+                Ok(true) => "gguf",
+                _ => "safetensors",
+            }
+        }
+    }
+}

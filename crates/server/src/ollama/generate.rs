@@ -1,0 +1,417 @@
+//! `/api/chat` and `/api/generate`.
+
+use super::options::{self, Options};
+use super::stream::Stream;
+use crate::answer::{Answers, End, Token, Usage};
+use crate::app::{Shared, Whole, json, signed};
+use crate::auth::Caller;
+use crate::failure::{Failure, Reply};
+use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
+use crate::job::{Job, MOST_LOGPROBS, Prompt, within};
+use crate::model::Model;
+use crate::stream;
+use axum::extract::{Extension, State};
+use lapidary_formats::chat::Message;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json as value};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+use utoipa::ToSchema;
+
+const NO_TOOLS: &str = "the model can't call tools yet";
+const NO_IMAGES: &str = "only text can be shown to a model yet";
+const NO_FORMAT: &str = "constrained output is not supported yet";
+const NO_THOUGHTS: &str = "models here don't think apart from their answer";
+const KEEP: &str = "has no effect: --idle says when models are unloaded";
+
+/// The fields of a request to `/api/chat`.
+pub const CHAT_TABLE: Table = &[
+    yes("model").note("`:latest` may be left out"),
+    yes("messages")
+        .note("a last turn of the assistant is continued; none: the model is loaded")
+        .of(&[
+            yes("role").note("`system`, `user`, `assistant`"),
+            yes("content"),
+            no("images", NO_IMAGES).unless(&["[]"]),
+            no("tool_calls", NO_TOOLS).unless(&["[]"]),
+            no("tool_name", NO_TOOLS),
+            no("tool_call_id", NO_TOOLS),
+            no("thinking", NO_THOUGHTS).unless(&["\"\""]),
+        ]),
+    yes("stream").note("true by default"),
+    yes("options").of(options::TABLE),
+    differs("keep_alive", KEEP),
+    yes("logprobs"),
+    yes("top_logprobs"),
+    no("tools", NO_TOOLS).unless(&["[]"]),
+    no("format", NO_FORMAT).unless(&["\"\""]),
+    no("think", NO_THOUGHTS).unless(&["false"]),
+    no("truncate", "a prompt is never cut").unless(&["false"]),
+    no("shift", "a full context ends the answer").unless(&["false"]),
+];
+
+/// The fields of a request to `/api/generate`.
+pub const GENERATE_TABLE: Table = &[
+    yes("model").note("`:latest` may be left out"),
+    yes("prompt").note("none: the model is loaded"),
+    yes("system"),
+    yes("raw").note("the prompt as it is, without the chat template"),
+    yes("stream").note("true by default"),
+    yes("options").of(options::TABLE),
+    differs("keep_alive", KEEP),
+    yes("logprobs"),
+    yes("top_logprobs"),
+    no("suffix", "models here don't fill in the middle").unless(&["\"\""]),
+    no("images", NO_IMAGES).unless(&["[]"]),
+    no("template", "the checkpoint's own is used").unless(&["\"\""]),
+    no("context", "send the conversation to /api/chat instead").unless(&["[]"]),
+    no("format", NO_FORMAT).unless(&["\"\""]),
+    no("think", NO_THOUGHTS).unless(&["false"]),
+    no("truncate", "a prompt is never cut").unless(&["false"]),
+    no("shift", "a full context ends the answer").unless(&["false"]),
+];
+
+/// A request to `/api/chat`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = OllamaChatRequest)]
+pub struct ChatRequest {
+    /// A name from `/api/tags`.
+    pub model: String,
+    /// The conversation.
+    #[serde(default)]
+    pub messages: Vec<Turn>,
+    /// Send the answer as it is made.
+    pub stream: Option<bool>,
+    /// How the model answers.
+    pub options: Option<Options>,
+    /// Accepted, without effect.
+    #[schema(value_type = Option<Object>)]
+    pub keep_alive: Option<Value>,
+    /// Give the tokens with their probabilities.
+    pub logprobs: Option<bool>,
+    /// Alternatives of each token.
+    pub top_logprobs: Option<u64>,
+}
+
+/// A turn.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = OllamaMessage)]
+pub struct Turn {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = OllamaRole)]
+pub enum Role {
+    /// Instructions.
+    System,
+    /// A person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// A request to `/api/generate`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = OllamaGenerateRequest)]
+pub struct GenerateRequest {
+    /// A name from `/api/tags`.
+    pub model: String,
+    /// What to answer.
+    #[serde(default)]
+    pub prompt: String,
+    /// How the model should behave.
+    pub system: Option<String>,
+    /// Continue the prompt as it is, without the chat template.
+    pub raw: Option<bool>,
+    /// Send the answer as it is made.
+    pub stream: Option<bool>,
+    /// How the model answers.
+    pub options: Option<Options>,
+    /// Accepted, without effect.
+    #[schema(value_type = Option<Object>)]
+    pub keep_alive: Option<Value>,
+    /// Give the tokens with their probabilities.
+    pub logprobs: Option<bool>,
+    /// Alternatives of each token.
+    pub top_logprobs: Option<u64>,
+}
+
+fn logprobs(wanted: Option<bool>, top: Option<u64>) -> Result<Option<usize>, Failure> {
+    let top = within("top_logprobs", top, 0, MOST_LOGPROBS as u64)?;
+    match (wanted.unwrap_or(false), top) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(Failure::field("top_logprobs", "needs logprobs to be true")),
+    }
+}
+
+impl ChatRequest {
+    /// What is to be computed; nothing if the model is only to be loaded.
+    ///
+    /// # Errors
+    /// If a value is out of its range.
+    pub fn job(&self) -> Result<Option<Job>, Failure> {
+        let turn = |m: &Turn| {
+            let role = match m.role {
+                Role::System => "system",
+                Role::User => "user",
+                Role::Assistant => "assistant",
+            };
+            Message::new(role, &m.content)
+        };
+        let prompt = Prompt::Chat(self.messages.iter().map(turn).collect());
+        let job = self.options.clone().unwrap_or_default().job(prompt)?;
+        let logprobs = logprobs(self.logprobs, self.top_logprobs)?;
+        Ok((!self.messages.is_empty()).then_some(Job { logprobs, ..job }))
+    }
+}
+
+impl GenerateRequest {
+    /// What is to be computed; nothing if the model is only to be loaded.
+    ///
+    /// # Errors
+    /// If a value is out of its range.
+    pub fn job(&self) -> Result<Option<Job>, Failure> {
+        let raw = self.raw.unwrap_or(false);
+        if raw && self.system.as_deref().is_some_and(|s| !s.is_empty()) {
+            return Err(Failure::field("system", "a raw prompt has no place for it"));
+        }
+        let prompt = if raw {
+            Prompt::Text(self.prompt.clone())
+        } else {
+            let mut messages: Vec<Message> = Vec::new();
+            let system = self.system.as_deref().filter(|s| !s.is_empty());
+            messages.extend(system.map(|s| Message::new("system", s)));
+            messages.push(Message::new("user", &self.prompt));
+            Prompt::Chat(messages)
+        };
+        let job = self.options.clone().unwrap_or_default().job(prompt)?;
+        let logprobs = logprobs(self.logprobs, self.top_logprobs)?;
+        Ok((!self.prompt.is_empty()).then_some(Job { logprobs, ..job }))
+    }
+}
+
+/// Bytes to a request to `/api/chat` and what it asks for.
+///
+/// # Errors
+/// If the body is refused.
+pub fn read_chat(
+    body: &[u8],
+    reading: Reading,
+) -> Result<(Decoded<ChatRequest>, Option<Job>), Failure> {
+    let decoded: Decoded<ChatRequest> = decode(body, CHAT_TABLE, reading)?;
+    let job = decoded.request.job()?;
+    Ok((decoded, job))
+}
+
+/// Bytes to a request to `/api/generate` and what it asks for.
+///
+/// # Errors
+/// If the body is refused.
+pub fn read_generate(
+    body: &[u8],
+    reading: Reading,
+) -> Result<(Decoded<GenerateRequest>, Option<Job>), Failure> {
+    let decoded: Decoded<GenerateRequest> = decode(body, GENERATE_TABLE, reading)?;
+    let job = decoded.request.job()?;
+    Ok((decoded, job))
+}
+
+/// An answer, or the last line of one.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OllamaResponse)]
+pub struct Response {
+    /// The model that answered.
+    pub model: String,
+    /// When, RFC 3339.
+    pub created_at: String,
+    /// The message (`/api/chat`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub message: Option<Value>,
+    /// The text (`/api/generate`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response: Option<String>,
+    /// Whether it is complete.
+    pub done: bool,
+    /// `stop`, `length` or `load`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub done_reason: Option<&'static str>,
+    /// Probabilities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub logprobs: Option<Vec<Value>>,
+    /// Counts and times, of a complete answer.
+    #[serde(flatten)]
+    pub figures: Option<Figures>,
+}
+
+/// Counts, and times in nanoseconds.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OllamaFigures)]
+pub struct Figures {
+    /// From the request to the answer.
+    pub total_duration: u64,
+    /// Until the model was loaded.
+    pub load_duration: u64,
+    /// Tokens of the prompt.
+    pub prompt_eval_count: usize,
+    /// Computing the prompt.
+    pub prompt_eval_duration: u64,
+    /// Tokens of the answer.
+    pub eval_count: usize,
+    /// Computing the answer.
+    pub eval_duration: u64,
+    /// Names weights, precision and version: the same, the same bytes. Not Ollama's.
+    pub system_fingerprint: String,
+}
+
+/// What all lines of an answer share.
+pub struct Head {
+    /// The model that answers.
+    pub model: String,
+    /// See [`Figures::system_fingerprint`].
+    pub fingerprint: String,
+    /// Whether it is a chat.
+    pub chat: bool,
+    /// When the request came.
+    pub start: Instant,
+    /// When the model was loaded.
+    pub loaded: Instant,
+}
+
+impl Head {
+    /// A line with a piece of the answer.
+    pub fn line(&self, text: &str, tokens: Option<&[Token]>) -> Response {
+        Response {
+            model: self.model.clone(),
+            created_at: crate::clock::rfc3339(SystemTime::now()),
+            message: self.chat.then(|| value!({"role": "assistant", "content": text})),
+            response: (!self.chat).then(|| text.to_owned()),
+            done: false,
+            done_reason: None,
+            logprobs: tokens.map(probabilities),
+            figures: None,
+        }
+    }
+
+    /// The last line, or the whole answer.
+    pub fn last(&self, text: &str, tokens: Option<&[Token]>, end: &End, usage: &Usage) -> Response {
+        let figures = Figures {
+            total_duration: self.start.elapsed().as_nanos() as u64,
+            load_duration: (self.loaded - self.start).as_nanos() as u64,
+            prompt_eval_count: usage.prompt,
+            prompt_eval_duration: usage.timings.prefill.as_nanos() as u64,
+            eval_count: usage.completion,
+            eval_duration: usage.timings.decode.as_nanos() as u64,
+            system_fingerprint: self.fingerprint.clone(),
+        };
+        let reason = match end {
+            End::Stop | End::StopString(_) => "stop",
+            End::Length | End::Context => "length",
+        };
+        Response {
+            done: true,
+            done_reason: Some(reason),
+            figures: Some(figures),
+            ..self.line(text, tokens)
+        }
+    }
+}
+
+/// Tokens with their probabilities.
+fn probabilities(tokens: &[Token]) -> Vec<Value> {
+    let one = |t: &Token| value!({"token": t.text, "logprob": t.logprob, "bytes": t.bytes});
+    let all = tokens.iter().map(|t| {
+        let mut out = one(t);
+        if !t.top.is_empty() {
+            out["top_logprobs"] = t.top.iter().map(one).collect::<Vec<_>>().into();
+        }
+        out
+    });
+    all.collect()
+}
+
+/// Answers a conversation.
+#[utoipa::path(post, operation_id = "ollamaChat", path = "/api/chat", tag = "Ollama", request_body = ChatRequest, responses(
+    (status = 200, description = "Lines of JSON, or one object without `stream`", content(
+        (Response = "application/x-ndjson"), (Response = "application/json"))),
+    (status = "4XX", description = "Refused", body = super::ErrorBody),
+    (status = "5XX", description = "Busy or broken", body = super::ErrorBody),
+))]
+pub async fn chat(
+    State(app): State<Shared>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Whole(body): Whole,
+) -> Reply {
+    let start = Instant::now();
+    let (Decoded { request, ignored }, job) = read_chat(&body, app.reading())?;
+    let model = app.registry.get(&request.model).await?;
+    request.options.unwrap_or_default().check(model.card.context)?;
+    let head = Head::new(&model, true, start);
+    let stream = request.stream.unwrap_or(true);
+    answer(&app, &caller, &model, job, head, stream, &ignored).await
+}
+
+/// Answers a prompt.
+#[utoipa::path(post, operation_id = "ollamaGenerate", path = "/api/generate", tag = "Ollama", request_body = GenerateRequest, responses(
+    (status = 200, description = "Lines of JSON, or one object without `stream`", content(
+        (Response = "application/x-ndjson"), (Response = "application/json"))),
+    (status = "4XX", description = "Refused", body = super::ErrorBody),
+    (status = "5XX", description = "Busy or broken", body = super::ErrorBody),
+))]
+pub async fn generate(
+    State(app): State<Shared>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Whole(body): Whole,
+) -> Reply {
+    let start = Instant::now();
+    let (Decoded { request, ignored }, job) = read_generate(&body, app.reading())?;
+    let model = app.registry.get(&request.model).await?;
+    request.options.unwrap_or_default().check(model.card.context)?;
+    let head = Head::new(&model, false, start);
+    let stream = request.stream.unwrap_or(true);
+    answer(&app, &caller, &model, job, head, stream, &ignored).await
+}
+
+impl Head {
+    fn new(model: &Model, chat: bool, start: Instant) -> Self {
+        let (name, fingerprint) = (model.name.clone(), model.fingerprint.clone());
+        Self { model: name, fingerprint, chat, start, loaded: Instant::now() }
+    }
+}
+
+async fn answer(
+    app: &Shared,
+    caller: &Caller,
+    model: &Arc<Model>,
+    job: Option<Job>,
+    head: Head,
+    stream: bool,
+    ignored: &[String],
+) -> Reply {
+    let Some(job) = job else {
+        // An empty request loads the model.
+        let loaded = Response { done: true, done_reason: Some("load"), ..head.line("", None) };
+        return Ok(signed(json(&loaded), model, None, ignored));
+    };
+    let wanted = job.logprobs.is_some();
+    let answers: Answers = app.answers(model, vec![job], caller).await?;
+    let seed = Some(answers.seed);
+    let reply = if stream {
+        stream::respond(answers, Stream::new(head), stream::LINES)
+    } else {
+        let (choices, usage) = answers.collect().await?;
+        let choice = choices.first();
+        let text = choice.map_or("", |c| &c.text);
+        let tokens = choice.map(|c| &c.tokens[..]).filter(|_| wanted);
+        json(&head.last(text, tokens, choice.map_or(&End::Stop, |c| &c.end), &usage))
+    };
+    Ok(signed(reply, model, seed, ignored))
+}

@@ -1,0 +1,528 @@
+//! `/v1/responses`, stateless and stored.
+
+use super::chat::Head;
+use super::content::Role;
+use super::responses_stream::Stream;
+use super::store::Kept;
+use crate::answer::End;
+use crate::app::{Shared, Whole, json, signed};
+use crate::auth::Caller;
+use crate::failure::{Failure, Reply};
+use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
+use crate::job::{Job, MOST_LOGPROBS, Prompt, Settings, token_limit, within};
+use crate::stream;
+use axum::extract::{Extension, Path, State};
+use lapidary_formats::chat::Message;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json as value};
+use std::collections::HashMap;
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// The fields of a request.
+pub const TABLE: Table = &[
+    yes("model"),
+    yes("input").note("a string, or an array of messages").of(ITEM),
+    yes("instructions"),
+    yes("previous_response_id").note("of a stored response, made with the same key"),
+    differs("store", "true by default, in memory: the last 1000, until the server ends"),
+    yes("stream"),
+    differs("stream_options", "has no effect: nothing is padded").of(&[yes("include_obfuscation")]),
+    yes("max_output_tokens"),
+    differs("temperature", "without it, what the checkpoint recommends, not 1"),
+    differs("top_p", "without it, what the checkpoint recommends, not 1"),
+    yes("seed").note("not OpenAI's"),
+    yes("top_logprobs"),
+    differs("include", "only `message.output_text.logprobs`"),
+    yes("metadata").note("given back"),
+    differs("user", "has no effect"),
+    differs("safety_identifier", "has no effect"),
+    differs("prompt_cache_key", "has no effect: prefixes are always reused"),
+    differs("prompt_cache_retention", "has no effect: prefixes are always reused"),
+    differs("parallel_tool_calls", "has no effect without tools"),
+    no("tools", "the model can't call tools yet").unless(&["[]"]),
+    no("tool_choice", "the model can't call tools yet").unless(&["\"none\"", "\"auto\""]),
+    no("max_tool_calls", "the model can't call tools yet"),
+    no("text", "constrained output is not supported yet")
+        .unless(&["{}", "{\"format\":{\"type\":\"text\"}}"]),
+    no("reasoning", "models here don't reason apart from their answer").unless(&["{}"]),
+    no("truncation", "a prompt is never cut").unless(&["\"disabled\""]),
+    no("background", "answers are made while the client waits").unless(&["false"]),
+    no("service_tier", "there is one tier").unless(&["\"auto\"", "\"default\""]),
+    no("conversation", "conversations are not stored; use previous_response_id"),
+    no("prompt", "there are no stored prompts"),
+    no("context_management", "a prompt is never cut"),
+    no("moderation", "no filter runs"),
+];
+
+/// An item of the input.
+const ITEM: Table = &[
+    yes("type").note("`message`"),
+    yes("role").note("`system`, `developer`, `user`, `assistant`"),
+    yes("content").note("a string, or text parts").of(&[
+        yes("type").note("`input_text`, `output_text` or `text`"),
+        yes("text"),
+        differs("annotations", "has no effect"),
+        differs("logprobs", "has no effect"),
+        no("image_url", "only text can be shown to a model yet"),
+        no("file_id", "only text can be shown to a model yet"),
+        no("file_data", "only text can be shown to a model yet"),
+        no("file_url", "only text can be shown to a model yet"),
+        no("filename", "only text can be shown to a model yet"),
+        no("detail", "only text can be shown to a model yet"),
+        no("input_audio", "only text can be shown to a model yet"),
+        no("refusal", "there are no refusals beside the content"),
+    ]),
+    differs("id", "has no effect"),
+    differs("status", "has no effect"),
+    differs("phase", "has no effect"),
+];
+
+/// A request.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ResponseRequest)]
+pub struct Request {
+    /// A name from `/v1/models`.
+    pub model: String,
+    /// What is new in the conversation.
+    pub input: Input,
+    /// How the model should behave; not carried over to later responses.
+    pub instructions: Option<String>,
+    /// Go on after this response.
+    pub previous_response_id: Option<String>,
+    /// Keep the response.
+    pub store: Option<bool>,
+    /// Send the answer as it is made.
+    pub stream: Option<bool>,
+    /// Accepted, without effect.
+    #[schema(value_type = Option<Object>)]
+    pub stream_options: Option<Value>,
+    /// Tokens of the answer at most.
+    pub max_output_tokens: Option<u64>,
+    /// 0 takes the likeliest token.
+    pub temperature: Option<f32>,
+    /// Only the likeliest tokens whose probabilities reach this sum.
+    pub top_p: Option<f32>,
+    /// The same seed, the same answer.
+    pub seed: Option<i64>,
+    /// Alternatives of each token.
+    pub top_logprobs: Option<u64>,
+    /// What else is wanted.
+    pub include: Option<Vec<Include>>,
+    /// Given back.
+    pub metadata: Option<HashMap<String, String>>,
+    /// Accepted, without effect.
+    pub user: Option<String>,
+    /// Accepted, without effect.
+    pub safety_identifier: Option<String>,
+    /// Accepted, without effect.
+    pub prompt_cache_key: Option<String>,
+    /// Accepted, without effect.
+    pub prompt_cache_retention: Option<String>,
+    /// Accepted, without effect.
+    pub parallel_tool_calls: Option<bool>,
+}
+
+/// What else can be wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+pub enum Include {
+    /// The tokens with their probabilities.
+    #[serde(rename = "message.output_text.logprobs")]
+    Logprobs,
+}
+
+/// A text, or messages.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a string or an array of messages")]
+#[schema(as = ResponseInput)]
+pub enum Input {
+    /// What the user says.
+    Text(String),
+    /// Messages.
+    Items(Vec<Item>),
+}
+
+/// A message.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ResponseItem)]
+pub struct Item {
+    /// `message`.
+    #[serde(rename = "type")]
+    pub kind: Option<ItemKind>,
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: ItemContent,
+    /// Accepted, without effect.
+    pub id: Option<String>,
+    /// Accepted, without effect.
+    pub status: Option<String>,
+    /// Accepted, without effect.
+    pub phase: Option<String>,
+}
+
+/// The kinds of items.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = ResponseItemKind)]
+pub enum ItemKind {
+    /// A message.
+    Message,
+}
+
+/// A string, or parts.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a string or an array of text parts")]
+#[schema(as = ResponseContent)]
+pub enum ItemContent {
+    /// Text.
+    Text(String),
+    /// Parts of text.
+    Parts(Vec<ItemPart>),
+}
+
+/// A part of text.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ResponsePart)]
+pub struct ItemPart {
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: ItemPartKind,
+    /// The text.
+    pub text: String,
+}
+
+/// The kinds of parts.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = ResponsePartKind)]
+pub enum ItemPartKind {
+    /// Said to the model.
+    InputText,
+    /// Said by the model.
+    OutputText,
+    /// Either.
+    Text,
+}
+
+impl Request {
+    /// What is new, as templates take it.
+    ///
+    /// # Errors
+    /// If there is nothing.
+    pub fn messages(&self) -> Result<Vec<Message>, Failure> {
+        match &self.input {
+            Input::Text(text) => Ok(vec![Message::new("user", text)]),
+            Input::Items(items) if items.is_empty() => {
+                Err(Failure::field("input", "at least one message was expected"))
+            }
+            Input::Items(items) => {
+                let text = |item: &Item| match &item.content {
+                    ItemContent::Text(text) => text.clone(),
+                    ItemContent::Parts(parts) => parts.iter().map(|p| p.text.as_str()).collect(),
+                };
+                Ok(items.iter().map(|i| Message::new(i.role.name(), &text(i))).collect())
+            }
+        }
+    }
+
+    /// What is to be computed after the conversation `before`.
+    ///
+    /// # Errors
+    /// If a value is out of its range.
+    pub fn job(&self, before: &[Message]) -> Result<Job, Failure> {
+        let mut messages: Vec<Message> = Vec::new();
+        messages.extend(self.instructions.as_deref().map(|i| Message::new("system", i)));
+        messages.extend_from_slice(before);
+        messages.extend(self.messages()?);
+        let top = within("top_logprobs", self.top_logprobs, 0, MOST_LOGPROBS as u64)?;
+        let included = self.include.iter().flatten().any(|i| *i == Include::Logprobs);
+        let settings = Settings {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            seed: self.seed,
+            ..Settings::default()
+        };
+        Ok(Job {
+            max_tokens: token_limit("max_output_tokens", self.max_output_tokens)?,
+            settings,
+            logprobs: top.or(included.then_some(0)),
+            ..Job::new(Prompt::Chat(messages))
+        })
+    }
+}
+
+/// Bytes to a request and what it asks for, if nothing came before.
+///
+/// # Errors
+/// If the body is refused.
+pub fn read(body: &[u8], reading: Reading) -> Result<(Decoded<Request>, Job), Failure> {
+    let decoded: Decoded<Request> = decode(body, TABLE, reading)?;
+    let job = decoded.request.job(&[])?;
+    Ok((decoded, job))
+}
+
+/// A response.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Response {
+    /// `resp_…`.
+    pub id: String,
+    /// `response`.
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created_at: i64,
+    /// `in_progress`, `completed` or `incomplete`.
+    pub status: &'static str,
+    /// Always false.
+    pub background: bool,
+    /// Always null: errors come as such.
+    #[schema(value_type = Option<Object>)]
+    pub error: Value,
+    /// Why it is incomplete.
+    #[schema(value_type = Option<Object>)]
+    pub incomplete_details: Value,
+    /// As asked.
+    pub instructions: Option<String>,
+    /// As asked.
+    pub max_output_tokens: Option<u64>,
+    /// The model that answered.
+    pub model: String,
+    /// The answer: one message.
+    #[schema(value_type = Vec<Object>)]
+    pub output: Vec<Value>,
+    /// Always true, without effect.
+    pub parallel_tool_calls: bool,
+    /// As asked.
+    pub previous_response_id: Option<String>,
+    /// Always empty.
+    #[schema(value_type = Object)]
+    pub reasoning: Value,
+    /// Whether it is kept.
+    pub store: bool,
+    /// What was sampled with.
+    pub temperature: f64,
+    /// Always text.
+    #[schema(value_type = Object)]
+    pub text: Value,
+    /// `auto`.
+    pub tool_choice: &'static str,
+    /// Always empty.
+    #[schema(value_type = Vec<Object>)]
+    pub tools: Vec<Value>,
+    /// What was sampled with.
+    pub top_p: f64,
+    /// As asked.
+    pub top_logprobs: u64,
+    /// `disabled`.
+    pub truncation: &'static str,
+    /// `default`.
+    pub service_tier: &'static str,
+    /// Tokens, once it is complete.
+    #[schema(value_type = Option<Object>)]
+    pub usage: Value,
+    /// As asked.
+    pub user: Option<String>,
+    /// As asked.
+    pub metadata: HashMap<String, String>,
+    /// The same fingerprint, the same bytes. Not OpenAI's.
+    pub system_fingerprint: String,
+}
+
+impl Response {
+    fn begun(request: &Request, head: Head, defaults: &lapidary_engine::Sampling) -> Self {
+        Self {
+            id: head.id,
+            object: "response",
+            created_at: head.created,
+            status: "in_progress",
+            background: false,
+            error: Value::Null,
+            incomplete_details: Value::Null,
+            instructions: request.instructions.clone(),
+            max_output_tokens: request.max_output_tokens,
+            model: head.model,
+            output: vec![],
+            parallel_tool_calls: true,
+            previous_response_id: request.previous_response_id.clone(),
+            reasoning: value!({"effort": null, "summary": null}),
+            store: request.store.unwrap_or(true),
+            temperature: decimal(request.temperature.unwrap_or(defaults.temperature)),
+            text: value!({"format": {"type": "text"}}),
+            tool_choice: "auto",
+            tools: vec![],
+            top_p: decimal(request.top_p.unwrap_or(defaults.top_p)),
+            top_logprobs: request.top_logprobs.unwrap_or(0),
+            truncation: "disabled",
+            service_tier: "default",
+            usage: Value::Null,
+            user: request.user.clone(),
+            metadata: request.metadata.clone().unwrap_or_default(),
+            system_fingerprint: head.fingerprint,
+        }
+    }
+
+    /// The answer is complete.
+    pub fn end(&mut self, message: Value, end: &End, usage: &crate::answer::Usage) {
+        self.output = vec![message];
+        self.status = status(end);
+        if self.status == "incomplete" {
+            self.incomplete_details = value!({"reason": "max_output_tokens"});
+        }
+        self.usage = value!({
+            "input_tokens": usage.prompt,
+            "input_tokens_details": {"cached_tokens": usage.cached},
+            "output_tokens": usage.completion,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": usage.prompt + usage.completion,
+        });
+    }
+}
+
+/// 0.95 for the f32 nearest to it, not 0.949999988.
+fn decimal(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
+}
+
+/// The status of a message or response that ended so.
+pub fn status(end: &End) -> &'static str {
+    match end {
+        End::Stop | End::StopString(_) => "completed",
+        End::Length | End::Context => "incomplete",
+    }
+}
+
+/// The message of an answer, or its beginning.
+pub fn message(id: &str, status: &str, content: Vec<Value>) -> Value {
+    value!({"id": id, "type": "message", "status": status, "role": "assistant", "content": content})
+}
+
+/// A part of a message.
+pub fn output_text(text: &str, logprobs: Vec<Value>) -> Value {
+    value!({"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs})
+}
+
+/// What is to be kept when the response is complete.
+pub struct Keep {
+    app: Shared,
+    client: u64,
+    messages: Vec<Message>,
+    input: Vec<Value>,
+}
+
+impl Keep {
+    /// Keeps the complete response, if that was asked for.
+    pub fn keep(&mut self, response: &Response, text: &str) {
+        if !response.store {
+            return;
+        }
+        let mut messages = std::mem::take(&mut self.messages);
+        messages.push(Message::new("assistant", text));
+        let input = std::mem::take(&mut self.input);
+        let kept = Kept { client: self.client, messages, input, body: value!(response) };
+        self.app.store.put(response.id.clone(), kept);
+    }
+}
+
+/// Answers, and remembers the conversation unless told not to.
+#[utoipa::path(post, operation_id = "createResponse", path = "/v1/responses", tag = "OpenAI", request_body = Request, responses(
+    (status = 200, description = "The response; server-sent events with `stream`", content(
+        (Response = "application/json"), (String = "text/event-stream"))),
+    (status = "4XX", description = "Refused", body = super::ErrorBody),
+    (status = "5XX", description = "Busy or broken", body = super::ErrorBody),
+))]
+pub async fn handle(
+    State(app): State<Shared>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Whole(body): Whole,
+) -> Reply {
+    let (Decoded { request, ignored }, _) = read(&body, app.reading())?;
+    let before = match &request.previous_response_id {
+        Some(id) => app.store.get(id, caller.client)?.messages,
+        None => Vec::new(),
+    };
+    let new = request.messages()?;
+    let job = request.job(&before)?;
+    let model = app.registry.get(&request.model).await?;
+    let answers = app.answers(&model, vec![job], &caller).await?;
+    let seed = Some(answers.seed);
+    let head = Head::new(&app, &model, "resp_");
+    let mut response = Response::begun(&request, head, &model.text.defaults);
+    let message_id = app.fresh_id("msg_");
+    let input = new.iter().map(|m| item(&app, m)).collect();
+    let messages = [before, new].concat();
+    let mut keep = Keep { app: app.clone(), client: caller.client, messages, input };
+    let reply = if request.stream.unwrap_or(false) {
+        let stream = Stream::new(response, message_id, keep);
+        stream::respond(answers, stream, stream::EVENTS)
+    } else {
+        let (choices, usage) = answers.collect().await?;
+        for choice in choices {
+            let part = output_text(&choice.text, super::chat::tokens(&choice.tokens));
+            let message = message(&message_id, status(&choice.end), vec![part]);
+            response.end(message, &choice.end, &usage);
+            keep.keep(&response, &choice.text);
+        }
+        json(&response)
+    };
+    Ok(signed(reply, &model, seed, &ignored))
+}
+
+/// A message as an item of the input.
+fn item(app: &Shared, message: &Message) -> Value {
+    let kind = if message.role == "assistant" { "output_text" } else { "input_text" };
+    value!({
+        "id": app.fresh_id("msg_"), "type": "message", "status": "completed", "role": message.role,
+        "content": [{"type": kind, "text": message.content}],
+    })
+}
+
+/// A stored response.
+#[utoipa::path(get, operation_id = "getResponse", path = "/v1/responses/{id}", tag = "OpenAI",
+    params(("id" = String, Path, description = "Of a stored response")), responses(
+    (status = 200, description = "The response", body = Response),
+    (status = "4XX", description = "Refused", body = super::ErrorBody),
+))]
+pub async fn get(
+    State(app): State<Shared>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Path(id): Path<String>,
+) -> Reply {
+    Ok(json(&app.store.get(&id, caller.client)?.body))
+}
+
+/// What was new in the request of a stored response.
+#[utoipa::path(get, operation_id = "listInputItems", path = "/v1/responses/{id}/input_items", tag = "OpenAI",
+    params(("id" = String, Path, description = "Of a stored response")), responses(
+    (status = 200, description = "A list of items", body = Object),
+    (status = "4XX", description = "Refused", body = super::ErrorBody),
+))]
+pub async fn input_items(
+    State(app): State<Shared>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Path(id): Path<String>,
+) -> Reply {
+    let mut items = app.store.get(&id, caller.client)?.input;
+    // The newest first, as OpenAI lists them.
+    items.reverse();
+    let id = |i: Option<&Value>| i.map(|i| i["id"].clone());
+    let (first, last) = (id(items.first()), id(items.last()));
+    let list = value!({
+        "object": "list", "data": items, "has_more": false, "first_id": first, "last_id": last,
+    });
+    Ok(json(&list))
+}
+
+/// Forgets a stored response.
+#[utoipa::path(delete, operation_id = "deleteResponse", path = "/v1/responses/{id}", tag = "OpenAI",
+    params(("id" = String, Path, description = "Of a stored response")), responses(
+    (status = 200, description = "It is forgotten", body = Object),
+    (status = "4XX", description = "Refused", body = super::ErrorBody),
+))]
+pub async fn delete(
+    State(app): State<Shared>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Path(id): Path<String>,
+) -> Reply {
+    app.store.delete(&id, caller.client)?;
+    Ok(json(&value!({"id": id, "object": "response", "deleted": true})))
+}

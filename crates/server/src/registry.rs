@@ -1,0 +1,260 @@
+//! The models that a server knows: named at the start, loaded on demand, unloaded when idle, within
+//! the memory that was planned.
+
+use crate::failure::{Failure, Kind};
+use crate::model::{Card, Machine, Model, Origin};
+use lapidary_engine::Stats;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::Mutex;
+
+/// A model that requests can name.
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Where it is from.
+    pub origin: Origin,
+    /// What is known of it.
+    pub card: Card,
+    /// Itself, when it is loaded.
+    slot: RwLock<Option<Arc<Model>>>,
+    /// When it was last asked for: milliseconds since the server's start.
+    used: AtomicU64,
+}
+
+impl Entry {
+    /// The model, if it is loaded.
+    pub fn loaded(&self) -> Option<Arc<Model>> {
+        self.slot.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Unloads it if no request uses it. Its engine ends with the last handle.
+    fn unload_unused(&self) -> bool {
+        let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
+        let unused = slot.as_ref().is_some_and(|m| Arc::strong_count(m) == 1);
+        if unused {
+            *slot = None;
+            tracing::info!(model = self.name, "unloaded");
+        }
+        unused
+    }
+}
+
+/// All models of a server.
+pub struct Registry {
+    entries: BTreeMap<String, Arc<Entry>>,
+    machine: Machine,
+    /// Bytes that loaded models may use.
+    memory: u64,
+    started: Instant,
+    /// One load at a time: it needs all cores, and the plan must hold.
+    loading: Mutex<()>,
+}
+
+/// Characters of a model's name besides letters and digits.
+const IN_NAMES: &str = "-_.:+@/";
+
+/// Whether a model may be called this. Names never become paths; this is for URLs and logs.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || IN_NAMES.contains(c);
+    if name.is_empty() || name.len() > 128 || !name.chars().all(good) {
+        return Err(format!(
+            "{name:?} can't be the name of a model: 1 to 128 letters, digits and {IN_NAMES}"
+        ));
+    }
+    Ok(())
+}
+
+impl Registry {
+    /// A registry of `models`, none of them loaded.
+    ///
+    /// # Errors
+    /// If a model is damaged, has an unfit name or one that is taken, or does not fit into `memory`
+    /// by itself.
+    pub fn new(
+        models: Vec<(String, Origin)>,
+        machine: Machine,
+        memory: u64,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let mut entries = BTreeMap::new();
+        for (name, origin) in models {
+            check_name(&name)?;
+            let mut card = Card::read(&name, &origin, &machine)?;
+            let left = memory.saturating_sub(card.weight_bytes);
+            // Less room for keys and values is no obstacle: the engine says if it is too little.
+            card.kv_bytes = card.kv_bytes.min(left);
+            if card.kv_bytes == 0 {
+                return Err(format!(
+                    "{name} has {} MiB of weights, and --memory is {} MiB",
+                    card.weight_bytes >> 20,
+                    memory >> 20
+                )
+                .into());
+            }
+            let slot = RwLock::default();
+            let entry = Entry { name: name.clone(), origin, card, slot, used: AtomicU64::new(0) };
+            if entries.insert(name.clone(), Arc::new(entry)).is_some() {
+                return Err(format!("two models are called {name}").into());
+            }
+        }
+        Ok(Self { entries, machine, memory, started: Instant::now(), loading: Mutex::new(()) })
+    }
+
+    /// All models, by name.
+    pub fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.values()
+    }
+
+    /// Bytes that loaded models may use.
+    pub fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    /// A model by the name in a request; Ollama's `:latest` may be left out or added.
+    ///
+    /// # Errors
+    /// If there is none; the names that there are.
+    pub fn entry(&self, name: &str) -> Result<&Arc<Entry>, Failure> {
+        let plain = name.strip_suffix(":latest").unwrap_or(name);
+        let found = self.entries.get(name).or_else(|| self.entries.get(plain));
+        found.ok_or_else(|| {
+            let names: Vec<&str> = self.entries.keys().take(20).map(String::as_str).collect();
+            let short: String = name.chars().take(100).collect();
+            Failure {
+                field: Some("model".into()),
+                ..Failure::new(
+                    Kind::NotFound,
+                    format!("there is no model {short:?} here; there is {}", names.join(", ")),
+                )
+            }
+        })
+    }
+
+    /// A loaded model, loading it if need be.
+    ///
+    /// # Errors
+    /// If there is no such model, no memory for it now, or it can't be loaded.
+    pub async fn get(&self, name: &str) -> Result<Arc<Model>, Failure> {
+        let entry = self.entry(name)?.clone();
+        entry.used.store(self.started.elapsed().as_millis() as u64, Relaxed);
+        if let Some(model) = entry.loaded() {
+            return Ok(model);
+        }
+        let _one = self.loading.lock().await;
+        if let Some(model) = entry.loaded() {
+            return Ok(model);
+        }
+        self.make_room(&entry)?;
+        let machine = self.machine.clone();
+        // To its end even if the client goes away: the next one will want it.
+        let load = tokio::task::spawn_blocking(move || {
+            let start = Instant::now();
+            let model = Arc::new(
+                Model::load(&entry.name, &entry.origin, &entry.card, &machine)
+                    .map_err(|e| format!("{} can't be loaded: {e}", entry.name))?,
+            );
+            *entry.slot.write().unwrap_or_else(PoisonError::into_inner) = Some(model.clone());
+            let seconds = start.elapsed().as_secs_f64();
+            tracing::info!(model = entry.name, seconds, "loaded");
+            Ok::<_, String>(model)
+        });
+        let loaded = load.await.unwrap_or_else(|e| Err(format!("loading failed: {e}")));
+        loaded.map_err(|e| {
+            tracing::error!("{e}");
+            Failure::new(Kind::Internal, e)
+        })
+    }
+
+    /// Bytes of the models that are loaded.
+    fn in_use(&self) -> u64 {
+        self.entries().filter(|e| e.loaded().is_some()).map(|e| e.card.memory()).sum()
+    }
+
+    /// Unloads models that nobody uses, the longest unused first, until `entry` fits.
+    fn make_room(&self, entry: &Entry) -> Result<(), Failure> {
+        let mut idle: Vec<&Arc<Entry>> = self.entries().filter(|e| e.loaded().is_some()).collect();
+        idle.sort_by_key(|e| e.used.load(Relaxed));
+        for other in idle {
+            if self.in_use() + entry.card.memory() <= self.memory {
+                break;
+            }
+            other.unload_unused();
+        }
+        let used = self.in_use();
+        if used + entry.card.memory() > self.memory {
+            return Err(Failure::new(
+                Kind::Busy,
+                format!(
+                    "{} needs {} MiB; {} of {} MiB are used by models that are answering",
+                    entry.name,
+                    entry.card.memory() >> 20,
+                    used >> 20,
+                    self.memory >> 20
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// When a model will be unloaded if nobody asks for it; far away if never.
+    pub fn expires(&self, entry: &Entry) -> SystemTime {
+        let idle = self.machine.idle.unwrap_or(Duration::from_secs(100 * 365 * 86400));
+        let used = Duration::from_millis(entry.used.load(Relaxed));
+        let ago = self.started.elapsed().saturating_sub(used);
+        SystemTime::now() + idle.saturating_sub(ago)
+    }
+
+    /// Unloads models that nobody has asked for during the time that models are kept.
+    pub fn unload_idle(&self) {
+        let Some(idle) = self.machine.idle else { return };
+        let now = self.started.elapsed().as_millis() as u64;
+        for entry in self.entries() {
+            if now.saturating_sub(entry.used.load(Relaxed)) >= idle.as_millis() as u64 {
+                entry.unload_unused();
+            }
+        }
+    }
+
+    /// What the engines of the loaded models have done.
+    pub fn loaded_stats(&self) -> Vec<(String, Stats)> {
+        let stats = |e: &Arc<Entry>| e.loaded().map(|m| (e.name.clone(), m.engine.stats()));
+        self.entries().filter_map(stats).collect()
+    }
+
+    /// Cancels what still runs.
+    pub fn stop(&self) {
+        self.entries().filter_map(|e| e.loaded()).for_each(|m| m.engine.stop());
+    }
+
+    /// The plan, a line for each model, for people.
+    pub fn plan(&self) -> Vec<String> {
+        let mib = |n: u64| n.div_ceil(1 << 20);
+        let mut lines: Vec<String> = (self.entries())
+            .map(|e| {
+                format!(
+                    "{}: {} {} {}, context {}, {} MiB of weights, {} MiB of keys and values",
+                    e.name,
+                    e.card.family,
+                    e.card.size(),
+                    e.card.quantisation,
+                    e.card.context,
+                    mib(e.card.weight_bytes),
+                    mib(e.card.kv_bytes)
+                )
+            })
+            .collect();
+        let all: u64 = self.entries().map(|e| e.card.memory()).sum();
+        let (all, memory) = (mib(all), self.memory >> 20);
+        lines.push(if self.entries.len() > 1 && all > memory {
+            format!("all models together need {all} MiB, of {memory} MiB: they are loaded in turns")
+        } else {
+            format!("memory {all} MiB of {memory} MiB")
+        });
+        lines
+    }
+}
