@@ -6,6 +6,7 @@ mod batch;
 mod blocks;
 mod engine;
 mod generate;
+mod logits;
 pub mod request;
 mod sampler;
 mod sampling;

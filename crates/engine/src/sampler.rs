@@ -1,5 +1,6 @@
 //! From logits to a token.
 
+use crate::logits::{self, Descending, argmax};
 use crate::sampling::{Sampling, SamplingError};
 use std::collections::HashMap;
 
@@ -11,9 +12,6 @@ pub struct Sampler {
     /// How often each token was chosen.
     chosen: HashMap<u32, u32>,
 }
-
-/// How many of the likeliest tokens are sorted before it is known that more are needed.
-const FIRST: usize = 256;
 
 impl Sampler {
     /// A sampler at its first token.
@@ -69,67 +67,71 @@ impl Sampler {
         }
         self.drawn += 1;
         let u = uniform(s.seed, self.drawn);
+        if s.top_p == 1.0 && s.min_p == 0.0 && s.typical_p == 1.0 {
+            return draw_uncut(logits, s, u);
+        }
         let mut candidates = candidates(logits, s);
         if s.typical_p < 1.0 {
             keep_typical(&mut candidates, f64::from(s.typical_p));
         }
         let total: f64 = candidates.iter().map(|(_, p)| p).sum();
-        let mut left = u * total;
-        for &(id, p) in &candidates {
-            left -= p;
-            if left < 0.0 {
-                return id;
-            }
-        }
-        candidates.last().map_or_else(|| argmax(logits), |c| c.0)
+        draw(candidates.into_iter(), u * total).unwrap_or_else(|| argmax(logits))
     }
 }
 
-/// The likeliest token, the lowest id among equals; NaN never wins.
-pub(crate) fn argmax(logits: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (i, &l) in logits.iter().enumerate() {
-        if l > best.1 {
-            best = (i, l);
+/// The factor of the logits; finite also for a temperature that is next to nothing.
+fn sharpness(s: &Sampling) -> f32 {
+    (1.0 / s.temperature).min(f32::MAX)
+}
+
+/// The first token with which the sum of weights passes `left`, or the last one.
+fn draw(candidates: impl Iterator<Item = (u32, f64)>, mut left: f64) -> Option<u32> {
+    let mut last = None;
+    for (id, p) in candidates {
+        left -= p;
+        last = Some(id);
+        if left < 0.0 {
+            break;
         }
     }
-    best.0 as u32
+    last
+}
+
+/// A draw from all tokens, or from the `top_k`: the tail is only sorted if the draw falls into it.
+fn draw_uncut(logits: &[f32], s: &Sampling, u: f64) -> u32 {
+    let (top, sharpness) = (logits::top(logits), sharpness(s));
+    let weigh = |id: u32| (id, logits::weight(logits[id as usize], top, sharpness));
+    let keep = if s.top_k == 0 { logits.len() } else { s.top_k };
+    let total = match s.top_k {
+        0 => logits::total(logits, top, sharpness),
+        k => Descending::new(logits, k).map(|id| weigh(id).1).sum(),
+    };
+    draw(Descending::new(logits, keep).map(weigh), u * total).unwrap_or(0)
 }
 
 /// Tokens that may be drawn with their weights, the likeliest first.
 fn candidates(logits: &[f32], s: &Sampling) -> Vec<(u32, f64)> {
-    let top = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let temperature = f64::from(s.temperature);
-    let weight = |l: f32| ((f64::from(l) - top) / temperature).exp();
-    let keep = if s.top_k == 0 { logits.len() } else { s.top_k.min(logits.len()) };
+    let (top, sharpness) = (logits::top(logits), sharpness(s));
+    let weigh = |id: u32| logits::weight(logits[id as usize], top, sharpness);
+    let keep = if s.top_k == 0 { logits.len() } else { s.top_k };
     // top_p counts in probabilities among the top_k.
-    let floor = f64::from(s.min_p);
-    let mut sorted = likeliest(logits, keep.min(FIRST.max(s.top_k)));
-    let mut total: f64 = if keep == logits.len() {
-        logits.iter().map(|l| weight(*l)).sum()
-    } else {
-        sorted.iter().map(|i| weight(logits[*i as usize])).sum()
+    let total: f64 = match s.top_k {
+        _ if s.top_p == 1.0 => f64::INFINITY,
+        0 => logits::total(logits, top, sharpness),
+        k => Descending::new(logits, k).map(weigh).sum(),
     };
-    if !total.is_finite() || total <= 0.0 {
-        total = 1.0;
-    }
-    loop {
-        let mut out = Vec::new();
-        let mut sum = 0.0;
-        for &id in &sorted {
-            let w = weight(logits[id as usize]);
-            if !out.is_empty() && (sum >= f64::from(s.top_p) * total && s.top_p < 1.0 || w < floor)
-            {
-                return out;
-            }
-            sum += w;
-            out.push((id, w));
+    let (enough, floor) = (f64::from(s.top_p) * total, f64::from(s.min_p));
+    let mut out = Vec::new();
+    let mut sum = 0.0;
+    for id in Descending::new(logits, keep) {
+        let w = weigh(id);
+        if !out.is_empty() && (sum >= enough || w < floor) {
+            break;
         }
-        if sorted.len() >= keep {
-            return out;
-        }
-        sorted = likeliest(logits, keep);
+        sum += w;
+        out.push((id, w));
     }
+    out
 }
 
 /// Keeps the smallest set of candidates, the most typical first, whose probabilities reach `mass`.
@@ -162,9 +164,9 @@ pub struct LogProbabilities<'a> {
 impl<'a> LogProbabilities<'a> {
     /// Of `logits`.
     pub fn new(logits: &'a [f32]) -> Self {
-        let top = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let sum: f64 = logits.iter().map(|l| (f64::from(*l) - top).exp()).sum();
-        Self { logits, log_sum: top + sum.ln() }
+        let top = logits::top(logits);
+        let sum = logits::total(logits, top, 1.0);
+        Self { logits, log_sum: f64::from(top) + sum.ln() }
     }
 
     /// Of one token.
@@ -174,22 +176,8 @@ impl<'a> LogProbabilities<'a> {
 
     /// The `count` likeliest tokens, the likeliest first.
     pub fn top(&self, count: usize) -> Vec<(u32, f32)> {
-        let ids = likeliest(self.logits, count);
-        ids.into_iter().map(|id| (id, self.of(id))).collect()
+        Descending::new(self.logits, count).map(|id| (id, self.of(id))).collect()
     }
-}
-
-/// The `count` likeliest ids in order, the lowest first among equals.
-fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
-    let order =
-        |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    if count < ids.len() {
-        ids.select_nth_unstable_by(count, order);
-        ids.truncate(count);
-    }
-    ids.sort_unstable_by(order);
-    ids
 }
 
 /// A number in [0, 1) from a seed and a counter (SplitMix64's finaliser, twice).

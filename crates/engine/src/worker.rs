@@ -6,12 +6,16 @@ use crate::engine::{EngineOptions, Parts, Place, Stats, Submitted};
 use crate::generate::Finish;
 use crate::request::{Canceller, Event, Kind, Pooling, Request, Sink, Summary, Timings};
 use crate::sampler::{LogProbabilities, Sampler};
-use crate::scheduler::{Plan, Scheduler};
+use crate::scheduler::{Part, Plan, Scheduler};
 use lapidary_ops::{KvCache, OutOfMemory};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::time::Instant;
+
+/// Logits of all requests from which on sampling is worth a second thread.
+const SHARED: usize = 16 * 1024;
 
 /// A request with its state; its tokens are the scheduler's.
 struct Live {
@@ -209,58 +213,60 @@ impl Worker {
         (logits, states)
     }
 
+    /// The next token of every request whose logits are there, in the order of the parts.
+    fn choose(&mut self, plan: &Plan, logits: &mut [f32]) -> Vec<Option<Choice>> {
+        let vocab = self.parts.model.info().vocab;
+        let mut rows = logits.chunks_exact_mut(vocab);
+        // Borrowed once each, in the order of their numbers.
+        let mut lives: HashMap<u64, &mut Live> =
+            self.live.iter_mut().map(|(id, live)| (*id, live)).collect();
+        let tasks: Vec<_> = (plan.parts.iter())
+            .map(|part| {
+                let live = lives.remove(&part.id).filter(|l| part.last && l.generates())?;
+                let tokens = &*self.scheduler.get(part.id)?.tokens;
+                let (row, chosen) = (rows.next()?, None);
+                Some(Mutex::new(Task { live, tokens, row, chosen }))
+            })
+            .collect();
+        let busy: Vec<_> = tasks.iter().flatten().collect();
+        let run = |i: usize| busy[i].lock().unwrap_or_else(|e| e.into_inner()).run();
+        if busy.len() * vocab < SHARED {
+            (0..busy.len()).for_each(run);
+        } else {
+            self.parts.ops.share(busy.len(), &run);
+        }
+        let chosen = |t: Mutex<Task>| t.into_inner().unwrap_or_else(|e| e.into_inner()).chosen;
+        tasks.into_iter().map(|t| t.and_then(chosen)).collect()
+    }
+
     /// Events of every part of a pass, and the tokens that follow from it.
     fn tell(&mut self, plan: &Plan, mut out: batch::Output) {
-        let info = self.parts.model.info();
-        let (vocab, width) = (info.vocab, info.width);
-        let mut logits = out.logits.chunks_exact_mut(vocab);
+        let chosen = self.choose(plan, &mut out.logits);
+        let width = self.parts.model.info().width;
         let mut states = out.states.chunks_exact(width);
-        for part in &plan.parts {
+        for (part, choice) in plan.parts.iter().zip(chosen) {
             let Some(l) = self.live.get_mut(&part.id) else { continue };
-            let prompt = l.request.prompt.len();
-            let rows = part.tokens.len();
+            let (prompt, rows) = (l.request.prompt.len(), part.tokens.len());
             if rows > 1 || part.tokens.start < prompt {
                 self.stats.prefill_tokens += rows as u64;
             }
-            let mut end = match l.request.kind {
-                Kind::Embed(Pooling::Mean) => {
-                    pool(&mut l.pooled, states.by_ref().take(rows), width);
-                    None
-                }
-                _ => None,
-            };
-            let done = part.tokens.end.min(prompt);
-            if done > l.told {
-                l.told = done;
-                let event = Event::Prefilled { done, total: prompt, reused: l.reused };
-                end = (l.sink)(event).break_value();
-            }
-            if part.last {
+            l.collect(part, &mut states, width);
+            let mut end = l.tell_progress(part.tokens.end);
+            if part.last && end.is_none() {
                 l.answered.get_or_insert_with(Instant::now);
-                let last = match l.request.kind {
-                    Kind::Generate => {
-                        let Some(row) = logits.next() else { continue };
-                        let Some(s) = self.scheduler.get(part.id) else { continue };
-                        match end {
-                            None => choose(l, row, &s.tokens, self.options.context),
-                            Some(why) => (None, Some(why)),
-                        }
+                end = match (l.request.kind, choice) {
+                    (Kind::Embed(pooling), _) => Some(l.tell_vector(pooling)),
+                    (Kind::Generate, None) => Some(Finish::Length),
+                    (Kind::Generate, Some(c)) if l.request.stop_ids.contains(&c.id) => {
+                        Some(Finish::Stop)
                     }
-                    Kind::Embed(pooling) => {
-                        if pooling == Pooling::Last {
-                            pool(&mut l.pooled, states.by_ref().take(1), width);
-                        }
-                        let by = if pooling == Pooling::Mean { prompt as f64 } else { 1.0 };
-                        let vector = l.pooled.iter().map(|x| (x / by) as f32).collect();
-                        let told = (l.sink)(Event::Embedding(vector));
-                        (None, Some(told.break_value().unwrap_or(Finish::Stop)))
+                    (Kind::Generate, Some(c)) => {
+                        let full = part.tokens.end >= self.options.context;
+                        self.stats.decode_tokens += 1;
+                        self.scheduler.append(part.id, c.id);
+                        l.tell_token(c, full)
                     }
                 };
-                end = end.or(last.1);
-                if let Some(id) = last.0 {
-                    self.stats.decode_tokens += 1;
-                    self.scheduler.append(part.id, id);
-                }
             }
             if let Some(why) = end {
                 self.finish(part.id, why);
@@ -292,36 +298,95 @@ impl Worker {
     }
 }
 
-/// The next token from its logits, and why the answer ends with it.
-fn choose(
-    l: &mut Live,
-    logits: &mut [f32],
-    before: &[u32],
-    context: usize,
-) -> (Option<u32>, Option<Finish>) {
-    let max = l.request.max_tokens;
-    if l.generated >= max {
-        return (None, Some(Finish::Length));
-    }
-    let raw = l.request.logprobs.map(|n| (n, logits.to_vec()));
-    let id = l.sampler.sample(logits, before);
-    if l.request.stop_ids.contains(&id) {
-        return (None, Some(Finish::Stop));
-    }
-    l.generated += 1;
-    let (logprob, top) = match &raw {
-        Some((n, raw)) => {
-            let log = LogProbabilities::new(raw);
-            (Some(log.of(id)), log.top(*n))
+/// A token as it was chosen.
+struct Choice {
+    id: u32,
+    logprob: Option<f32>,
+    top: Vec<(u32, f32)>,
+}
+
+/// The choice of one token.
+struct Task<'a> {
+    live: &'a mut Live,
+    /// Prompt and answer so far.
+    tokens: &'a [u32],
+    /// Its logits, `[vocab]`.
+    row: &'a mut [f32],
+    chosen: Option<Choice>,
+}
+
+impl Task<'_> {
+    fn run(&mut self) {
+        let l = &mut *self.live;
+        if l.generated >= l.request.max_tokens {
+            return;
         }
-        None => (None, Vec::new()),
-    };
-    let end = match (l.sink)(Event::Token { id, logprob, top }) {
-        ControlFlow::Break(why) => Some(why),
-        ControlFlow::Continue(()) if l.generated >= max => Some(Finish::Length),
-        ControlFlow::Continue(()) => (before.len() >= context).then_some(Finish::Context),
-    };
-    (Some(id), end)
+        // The sampler changes what it reads; log-probabilities are those of the model.
+        let raw = l.request.logprobs.map(|n| (n, self.row.to_vec()));
+        let id = l.sampler.sample(self.row, self.tokens);
+        let (logprob, top) = match &raw {
+            Some((n, raw)) => {
+                let log = LogProbabilities::new(raw);
+                (Some(log.of(id)), log.top(*n))
+            }
+            None => (None, Vec::new()),
+        };
+        self.chosen = Some(Choice { id, logprob, top });
+    }
+}
+
+impl Live {
+    fn generates(&self) -> bool {
+        self.request.kind == Kind::Generate
+    }
+
+    /// Tells how much of the prompt is done, if that is news.
+    fn tell_progress(&mut self, end: usize) -> Option<Finish> {
+        let total = self.request.prompt.len();
+        let done = end.min(total);
+        if done <= self.told {
+            return None;
+        }
+        self.told = done;
+        (self.sink)(Event::Prefilled { done, total, reused: self.reused }).break_value()
+    }
+
+    /// Shows a token; why the answer ends with it. `full`: it is the last that the context takes.
+    fn tell_token(&mut self, choice: Choice, full: bool) -> Option<Finish> {
+        let Choice { id, logprob, top } = choice;
+        self.generated += 1;
+        match (self.sink)(Event::Token { id, logprob, top }) {
+            ControlFlow::Break(why) => Some(why),
+            ControlFlow::Continue(()) if self.generated >= self.request.max_tokens => {
+                Some(Finish::Length)
+            }
+            ControlFlow::Continue(()) => full.then_some(Finish::Context),
+        }
+    }
+
+    /// Takes its hidden states out of those of a pass.
+    fn collect<'a>(
+        &mut self,
+        part: &Part,
+        states: &mut impl Iterator<Item = &'a [f32]>,
+        width: usize,
+    ) {
+        match self.request.kind {
+            Kind::Embed(Pooling::Mean) => {
+                pool(&mut self.pooled, states.take(part.tokens.len()), width)
+            }
+            Kind::Embed(Pooling::Last) if part.last => {
+                pool(&mut self.pooled, states.take(1), width)
+            }
+            _ => {}
+        }
+    }
+
+    fn tell_vector(&mut self, pooling: Pooling) -> Finish {
+        let rows = if pooling == Pooling::Mean { self.request.prompt.len() } else { 1 };
+        let vector = self.pooled.iter().map(|x| (x / rows as f64) as f32).collect();
+        (self.sink)(Event::Embedding(vector)).break_value().unwrap_or(Finish::Stop)
+    }
 }
 
 /// Adds hidden states row by row: the sum does not depend on how they came.

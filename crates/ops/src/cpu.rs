@@ -450,6 +450,10 @@ impl Ops for Cpu {
         x.data().to_vec()
     }
 
+    fn share(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.pool.run(tasks, task);
+    }
+
     fn probe(&mut self, name: &str, x: &Tensor) {
         if let Some(probe) = &mut self.probe {
             probe(name, x.rows(), x.data());

@@ -146,6 +146,12 @@ pub trait Ops {
     /// A tensor of rows of `cols` values.
     fn tensor(&mut self, values: &[f32], cols: usize) -> Tensor;
 
+    /// Runs `task(0)`, ..., `task(tasks - 1)`, each once, on the threads that the device computes
+    /// with, if it has such.
+    fn share(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(task);
+    }
+
     /// Shows an intermediate result to whoever listens, under a name such as `layer_3`.
     fn probe(&mut self, _name: &str, _x: &Tensor) {}
 }
