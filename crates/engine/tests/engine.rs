@@ -24,11 +24,13 @@ struct Bench {
 }
 
 impl Bench {
-    /// "default", or a family of [`tiny`].
+    /// "default", a family of [`tiny`], or a path.
     fn open(model: &str, threads: usize) -> Self {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/default-Q8_0.gguf");
+        let open = |path: &Path| Checkpoint::open(path).unwrap_or_else(|e| panic!("{e}"));
         let checkpoint = match model {
-            "default" => Checkpoint::open(&file).unwrap_or_else(|e| panic!("{e}")),
+            "default" => open(&file),
+            path if path.contains('/') => open(Path::new(path)),
             family => tiny::checkpoint(family),
         };
         let mut cpu = Cpu::new(Isa::detect(), Arc::new(Pool::new(threads)), Precision::Fast);
@@ -45,7 +47,7 @@ impl Bench {
 
     /// Bytes of one sequence that fills the context.
     fn sequence(&self, options: &EngineOptions) -> usize {
-        self.loaded.model.info().kv.bytes(CONTEXT, options.token_budget, options.kv)
+        self.loaded.model.info().kv.bytes(options.context, options.token_budget, options.kv)
     }
 
     /// What the plain loop makes of a request.
@@ -186,6 +188,29 @@ proptest! {
         let mut options = EngineOptions { token_budget, max_sequences, ..options() };
         options.memory = Bench::open(family, 1).sequence(&options) + spare;
         compare(family, threads, options, &requests);
+    }
+}
+
+/// Shared keys and values, experts, per-layer embeddings, windows of every kind.
+#[test]
+fn every_family_gives_the_bits_of_the_plain_loop() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
+    let found = [root.join("shared/fixtures"), root.join("../shared/fixtures")];
+    let Some(dir) = found.into_iter().find(|p| p.is_dir()) else {
+        eprintln!("skipped: ../shared/fixtures is not there");
+        return;
+    };
+    let families = ["gemma2", "gemma3n_text", "gemma4_e2b", "gemma4_26b_a4b", "gpt3"];
+    for family in families {
+        let model = dir.join("models").join(family);
+        let model = model.to_str().unwrap_or_else(|| panic!("{}", model.display()));
+        let bench = Bench::open(model, 1);
+        let context = CONTEXT.min(bench.loaded.model.info().context);
+        let requests: Vec<Request> =
+            (0..6).map(|i| request(i, 5 + (i as usize * 17) % 50, context / 3)).collect();
+        let mut options = EngineOptions { token_budget: 24, context, ..options() };
+        options.memory = 2 * bench.sequence(&options);
+        compare(model, 2, options, &requests);
     }
 }
 
