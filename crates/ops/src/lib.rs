@@ -15,6 +15,7 @@ mod weight;
 
 pub use cpu::{Cpu, Precision, Probe};
 pub use kv::{KvCache, KvLayerShape, KvLayout, Rows, Span};
+pub use lapidary_kernels::backward::{Adam, Moments, adamw, adamw_factored, sum_of_squares};
 pub use lapidary_kernels::blocks::{self, BlockType};
 pub use lapidary_kernels::{
     Activation, AttentionSpec, Isa, KV_BLOCK, KvType, OutOfMemory, PackError, Pool, RopePairs,

@@ -4,15 +4,20 @@
 pub mod data;
 mod gguf_names;
 mod merge;
+mod optimizer;
 mod options;
 mod quantize;
 mod recipe;
 pub mod run;
 mod sequence;
+mod state;
 pub mod tokenizer;
+mod trainer;
 
 pub use merge::{Adapter, Merged, merge};
 pub use options::{AdamW, LoraOptions, Method, StatePrecision, StepReport, TrainOptions};
 pub use quantize::{Options, Report, quantize};
 pub use recipe::{Place, Recipe};
 pub use sequence::{Pair, Sequence};
+pub use state::{AdapterWeights, TensorValues};
+pub use trainer::{TrainError, Trainer};

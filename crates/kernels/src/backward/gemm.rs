@@ -83,6 +83,11 @@ impl Gemm {
         &self.pool
     }
 
+    /// The threads, to keep.
+    pub fn shared_pool(&self) -> Arc<Pool> {
+        self.pool.clone()
+    }
+
     pub(super) fn scratch(&self) -> &Scratch {
         &self.scratch
     }

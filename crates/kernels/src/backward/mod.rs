@@ -13,7 +13,7 @@ mod rowwise;
 
 pub use attention::{AttendGradients, attend_backward, attend_forward};
 pub use gemm::Gemm;
-pub use optimizer::{Adam, Moments, MomentsMut, adamw, sum_of_squares};
+pub use optimizer::{Adam, Moments, MomentsMut, adamw, adamw_factored, sum_of_squares};
 pub use pack::Operand;
 pub use rowwise::{
     activation_backward, cross_entropy, gated_backward, layer_norm_backward, log_probability,

@@ -176,6 +176,50 @@ pub fn adamw(isa: Isa, adam: &Adam, w: &mut [f32], g: &[f32], moments: MomentsMu
     isa.run(Step { adam, w, g, moments });
 }
 
+struct Factored<'a> {
+    adam: &'a Adam,
+    w: &'a mut [f32],
+    g: &'a [f32],
+    m: &'a mut [f32],
+    columns: &'a [f32],
+    row: f32,
+}
+
+impl Kernel for Factored<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let a = self.adam;
+        let values = self.w.iter_mut().zip(self.g).zip(self.m).zip(self.columns);
+        for (((w, g), m), c) in values {
+            let g = g * a.scale;
+            *m = a.beta1 * *m + (1.0 - a.beta1) * g;
+            let root = (self.row * c / a.correction2).sqrt() + a.eps;
+            *w = *w - a.lr * a.decay * *w - a.lr * (*m / a.correction1) / root;
+        }
+    }
+}
+
+/// One step of AdamW for a row of a matrix whose second moments are `row` (the row's mean over the
+/// mean of all) times `columns`; these are already those of the step.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn adamw_factored(
+    isa: Isa,
+    adam: &Adam,
+    w: &mut [f32],
+    g: &[f32],
+    m: &mut [f32],
+    columns: &[f32],
+    row: f32,
+) {
+    let k = columns.len();
+    assert!(w.len() == k && g.len() == k && m.len() == k, "a row of {k}");
+    isa.run(Factored { adam, w, g, m, columns, row });
+}
+
 struct Squares<'a>(&'a [f32]);
 
 impl Kernel for Squares<'_> {

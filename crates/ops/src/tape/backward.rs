@@ -21,12 +21,25 @@ impl Gradients {
 }
 
 impl Tape {
-    /// Pulls the gradient of `output` back through what was recorded; parameters' gradients grow.
-    /// Returns the gradient of `input`, if the recording began with it. The recording is used up.
-    pub fn backward(&mut self, output: u64, gradient: Tensor, input: u64) -> Option<Tensor> {
+    /// How long the recording is.
+    pub fn mark(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Pulls the gradient of `output` back through what was recorded since `mark`; parameters'
+    /// gradients grow. Returns the gradient of `input`, if it was used. That part of the recording
+    /// is used up.
+    pub fn backward(
+        &mut self,
+        output: u64,
+        gradient: Tensor,
+        input: u64,
+        mark: usize,
+    ) -> Option<Tensor> {
         let mut all = Gradients::default();
         all.0.insert(output, gradient);
-        while let Some(node) = self.nodes.pop() {
+        while self.nodes.len() > mark {
+            let Some(node) = self.nodes.pop() else { break };
             self.step(node, &mut all);
         }
         all.take(input)

@@ -162,6 +162,11 @@ impl Tape {
         self.gemm.pool()
     }
 
+    /// The threads, to use while the parameters are borrowed.
+    pub fn shared_pool(&self) -> Arc<Pool> {
+        self.gemm.shared_pool()
+    }
+
     /// The instruction set.
     pub fn isa(&self) -> Isa {
         self.gemm.isa()
