@@ -123,7 +123,7 @@ impl Drop for Answers {
 }
 
 /// Cancels a request when it is dropped.
-struct Guard(Canceller);
+pub(crate) struct Guard(pub Canceller);
 
 impl Drop for Guard {
     fn drop(&mut self) {
@@ -142,18 +142,11 @@ pub async fn start(
     terms: Terms,
 ) -> Result<Answers, Failure> {
     let seed = model.fresh_seed();
-    let prepared = {
-        let (model, jobs) = (model.clone(), jobs.clone());
-        // Encoding a long prompt takes a while: not on a thread that serves others.
-        let encode = move || jobs.iter().map(|j| prompt(&model, &j.prompt)).collect();
-        tokio::task::spawn_blocking(encode).await
-    };
-    let prompts: Result<Vec<Vec<u32>>, Failure> =
-        prepared.map_err(|e| Failure::new(Kind::Internal, e.to_string()))?;
+    let prompts = encode(model, jobs.iter().map(|j| j.prompt.clone()).collect()).await?;
     let (sender, parts) = mpsc::channel(32);
     let mut usage = Usage::default();
     let mut answers = Answers { parts, tasks: Vec::new(), usage, seed, choices: 0 };
-    for (job, prompt) in jobs.iter().zip(prompts?) {
+    for (job, prompt) in jobs.iter().zip(prompts) {
         usage.prompt += prompt.len();
         for number in 0..job.choices {
             let mut sampling = job.settings.over(&model.text.defaults, seed)?;
@@ -208,11 +201,18 @@ pub fn refused(refusal: &Refusal) -> Failure {
     Failure::new(kind, refusal.to_string())
 }
 
-/// The tokens of a prompt.
+/// The tokens of prompts.
 ///
 /// # Errors
-/// If the model has no chat template, or it refuses the conversation.
-pub fn prompt(model: &Model, prompt: &Prompt) -> Result<Vec<u32>, Failure> {
+/// If the model has no chat template, or it refuses a conversation.
+pub async fn encode(model: &Arc<Model>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, Failure> {
+    let words = model.clone();
+    let work = move || prompts.iter().map(|p| prompt(&words, p)).collect();
+    model.aside(work).await?
+}
+
+/// The tokens of a prompt.
+fn prompt(model: &Model, prompt: &Prompt) -> Result<Vec<u32>, Failure> {
     match prompt {
         Prompt::Ids(ids) => Ok(ids.clone()),
         Prompt::Text(text) => Ok(model.text.encode_plain(text)),

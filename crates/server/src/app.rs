@@ -11,7 +11,7 @@ use crate::openai::store::Store;
 use crate::registry::Registry;
 use crate::{anthropic, gemini, ollama, openai, own};
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -20,6 +20,7 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What a server allows.
 #[derive(Debug, Clone)]
@@ -73,7 +74,12 @@ pub struct App {
     /// When it began.
     pub started: Instant,
     requests: AtomicU64,
+    /// Room for bodies, in KiB.
+    bodies: Arc<Semaphore>,
 }
+
+/// Bodies that are in memory at once, in KiB. Others wait to be read.
+const HELD_KIB: usize = 256 << 10;
 
 /// What handlers get.
 pub type Shared = Arc<App>;
@@ -179,18 +185,34 @@ impl FromRequest<Shared> for Whole {
         if length.is_some_and(|n| n > limit as u64) {
             return Err(too_large());
         }
+        let places = length.map_or(limit, |n| n as usize).div_ceil(1024).max(1);
+        let held = app.bodies.clone().acquire_many_owned(places.min(HELD_KIB) as u32);
         let slow = |_| Failure::new(Kind::SlowBody, format!("the body took longer than {time:?}"));
-        let read = axum::body::to_bytes(request.into_body(), limit);
-        match tokio::time::timeout(time, read).await.map_err(slow)? {
+        let read = async { (held.await, axum::body::to_bytes(request.into_body(), limit).await) };
+        let (held, read) = tokio::time::timeout(time, read).await.map_err(slow)?;
+        match read {
             Ok(bytes) => {
                 if app.policy.log_prompts {
                     tracing::info!(body = %String::from_utf8_lossy(&bytes), "request body");
                 }
-                Ok(Self(bytes))
+                // The place is free again when the last part of the body is dropped.
+                Ok(Self(Bytes::from_owner(Held { bytes, _place: held.ok() })))
             }
             Err(e) if is_limit(&e) => Err(too_large()),
             Err(e) => Err(Failure::invalid(format!("the body broke off: {e}"))),
         }
+    }
+}
+
+/// A body with its place among those that are in memory.
+struct Held {
+    bytes: Bytes,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -217,6 +239,7 @@ impl App {
             draining: AtomicBool::new(false),
             started: Instant::now(),
             requests: AtomicU64::new(0),
+            bodies: Arc::new(Semaphore::new(HELD_KIB)),
         })
     }
 
@@ -447,9 +470,4 @@ pub fn signed(
         add("x-lapidary-ignored", &ignored.join(", "));
     }
     response
-}
-
-/// An empty body, for HEAD.
-pub fn empty() -> Response {
-    Response::new(Body::empty())
 }

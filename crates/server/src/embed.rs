@@ -40,13 +40,8 @@ pub async fn embed(
     if dimensions.is_some_and(|d| d == 0 || d > width) {
         return Err(Failure::invalid(format!("this model's vectors have 1 to {width} dimensions")));
     }
-    let words = model.clone();
-    let encode = move || texts.iter().map(|t| answer::prompt(&words, t)).collect();
-    let prompts: Result<Vec<Vec<u32>>, Failure> = tokio::task::spawn_blocking(encode)
-        .await
-        .map_err(|e| Failure::new(Kind::Internal, e.to_string()))?;
+    let prompts = answer::encode(model, texts).await?;
     let mut out = Vectors { vectors: Vec::new(), tokens: Vec::new() };
-    let prompts = prompts?;
     // A few at a time keep the engine busy and its queue open to others.
     for group in prompts.chunks(16) {
         let mut waiting = Vec::new();
@@ -61,11 +56,12 @@ pub async fn embed(
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(Finish::Cancelled),
             });
-            model.engine.submit_to(request, sink).map_err(|r| answer::refused(&r))?;
-            waiting.push(events);
+            let canceller = model.engine.submit_to(request, sink);
+            let guard = answer::Guard(canceller.map_err(|r| answer::refused(&r))?);
+            waiting.push((events, guard));
             out.tokens.push(prompt.len());
         }
-        for mut events in waiting {
+        for (mut events, _guard) in waiting {
             out.vectors.push(normalised(vector(&mut events).await?, dimensions));
         }
     }

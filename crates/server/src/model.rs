@@ -1,6 +1,7 @@
 //! A model that serves: its words, its engine, and what is known of it.
 
-use lapidary_engine::{Engine, EngineOptions, Parts, Text};
+use crate::failure::{Failure, Kind};
+use lapidary_engine::{Engine, EngineOptions, Parts, Plan, PlanError, Text};
 use lapidary_formats::{Checkpoint, Source};
 use lapidary_model::Info;
 use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
+use tokio::sync::Semaphore;
 
 /// Where a model is from.
 #[derive(Debug, Clone)]
@@ -76,6 +78,7 @@ pub struct Card {
     pub chats: bool,
     /// Bytes that it is to have for keys and values.
     pub kv_bytes: u64,
+    info: Info,
 }
 
 /// A loaded model.
@@ -91,7 +94,13 @@ pub struct Model {
     /// Names weights, precision, cache type and version: the same fingerprint, the same bytes.
     pub fingerprint: String,
     seeds: AtomicU64,
+    /// Work beside the engine's that may run at once.
+    aside: Semaphore,
 }
+
+/// Prompts of one model that are encoded at once: long ones take a while, and the engine needs the
+/// cores more.
+const ASIDE: usize = 2;
 
 /// Context where neither the user nor a small model says less: a larger one costs memory.
 const DEFAULT_CONTEXT: usize = 8192;
@@ -100,7 +109,7 @@ const DEFAULT_CONTEXT: usize = 8192;
 const SEQUENCES: u64 = 4;
 const LEAST_KV: u64 = 256 << 20;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 impl Origin {
     fn open(&self, name: &str) -> Result<Checkpoint> {
@@ -116,6 +125,19 @@ impl Origin {
             Origin::BuiltIn(_) => None,
         };
         changed.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+}
+
+impl Machine {
+    fn options(&self, card: &Card) -> EngineOptions {
+        EngineOptions {
+            memory: card.kv_bytes as usize,
+            token_budget: self.chunk,
+            max_sequences: self.max_sequences,
+            max_queue: self.max_queue,
+            kv: self.kv,
+            context: card.context,
+        }
     }
 }
 
@@ -149,7 +171,16 @@ impl Card {
             digest: digest(&checkpoint),
             chats: text.template.is_some(),
             kv_bytes: kv_bytes(&info, context, machine),
+            info,
         })
+    }
+
+    /// Checks that one sequence fits.
+    ///
+    /// # Errors
+    /// What is too large, with numbers.
+    pub fn check(&self, machine: &Machine) -> Result<(), PlanError> {
+        Plan::new(&self.info, self.weight_bytes as usize, &machine.options(self)).map(drop)
     }
 
     /// Bytes that it needs in memory: weights, keys and values.
@@ -214,23 +245,37 @@ impl Model {
             Cpu::new(machine.isa, Arc::new(Pool::new(machine.threads)), machine.precision);
         let loaded = lapidary_model::load(&checkpoint, &mut cpu)?;
         loaded.notes.iter().chain(&text.notes).for_each(|n| tracing::warn!(model = name, "{n}"));
-        let options = EngineOptions {
-            memory: card.kv_bytes as usize,
-            token_budget: machine.chunk,
-            max_sequences: machine.max_sequences,
-            max_queue: machine.max_queue,
-            kv: machine.kv,
-            context: card.context,
-        };
         let parts = Parts {
             model: loaded.model,
             ops: Box::new(cpu),
             weight_bytes: card.weight_bytes as usize,
         };
-        let engine = Engine::start(parts, options)?;
+        let engine = Engine::start(parts, machine.options(card))?;
         let fingerprint = fingerprint(card, machine);
-        let seeds = AtomicU64::new(crate::clock::nanoseconds());
-        Ok(Self { name: name.to_owned(), text, engine, card: card.clone(), fingerprint, seeds })
+        let (seeds, aside) = (AtomicU64::new(crate::clock::nanoseconds()), Semaphore::new(ASIDE));
+        Ok(Self {
+            name: name.to_owned(),
+            text,
+            engine,
+            card: card.clone(),
+            fingerprint,
+            seeds,
+            aside,
+        })
+    }
+
+    /// Does work that takes a while where it keeps nobody waiting, in turn with others.
+    ///
+    /// # Errors
+    /// If it panics, which would be our fault.
+    pub async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        // An error: never, the semaphore is not closed.
+        let _turn = self.aside.acquire().await;
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|e| Failure::new(Kind::Internal, e.to_string()))
     }
 
     /// A seed for a request that brings none; 53 bits, so that it survives JSON.

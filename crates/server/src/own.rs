@@ -128,9 +128,10 @@ pub async fn tokenize(State(app): State<Shared>, Whole(body): Whole) -> Reply {
     let Decoded { request, ignored } = read_tokenize(&body, app.reading())?;
     let model = app.registry.get(&request.model).await?;
     let options = Encode { add_special: request.add_special, parse_special: request.parse_special };
-    let tokenizer = &model.text.tokenizer;
-    let ids = tokenizer.encode(&request.text, options);
-    let pieces = ids.iter().map(|id| tokenizer.piece(*id).unwrap_or_default().to_owned()).collect();
+    let (words, text) = (model.clone(), request.text);
+    let ids = model.aside(move || words.text.tokenizer.encode(&text, options)).await?;
+    let piece = |id: &u32| model.text.tokenizer.piece(*id).unwrap_or_default().to_owned();
+    let pieces = ids.iter().map(piece).collect();
     Ok(signed(json(&TokenizeResponse { ids, pieces }), &model, None, &ignored))
 }
 

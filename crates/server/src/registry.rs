@@ -50,7 +50,7 @@ pub struct Registry {
     memory: u64,
     started: Instant,
     /// One load at a time: it needs all cores, and the plan must hold.
-    loading: Mutex<()>,
+    loading: Arc<Mutex<()>>,
 }
 
 /// Characters of a model's name besides letters and digits.
@@ -86,23 +86,19 @@ impl Registry {
             check_name(&name)?;
             let mut card = Card::read(&name, &origin, &machine)?;
             let left = memory.saturating_sub(card.weight_bytes);
-            // Less room for keys and values is no obstacle: the engine says if it is too little.
+            // Less room for keys and values will do, as long as one sequence fits.
             card.kv_bytes = card.kv_bytes.min(left);
-            if card.kv_bytes == 0 {
-                return Err(format!(
-                    "{name} has {} MiB of weights, and --memory is {} MiB",
-                    card.weight_bytes >> 20,
-                    memory >> 20
-                )
-                .into());
-            }
+            let (weights, memory) = (card.weight_bytes >> 20, memory >> 20);
+            card.check(&machine).map_err(|e| {
+                format!("{name} has {weights} MiB of weights, and --memory is {memory} MiB: {e}")
+            })?;
             let slot = RwLock::default();
             let entry = Entry { name: name.clone(), origin, card, slot, used: AtomicU64::new(0) };
             if entries.insert(name.clone(), Arc::new(entry)).is_some() {
                 return Err(format!("two models are called {name}").into());
             }
         }
-        Ok(Self { entries, machine, memory, started: Instant::now(), loading: Mutex::new(()) })
+        Ok(Self { entries, machine, memory, started: Instant::now(), loading: Arc::default() })
     }
 
     /// All models, by name.
@@ -145,7 +141,7 @@ impl Registry {
         if let Some(model) = entry.loaded() {
             return Ok(model);
         }
-        let _one = self.loading.lock().await;
+        let one = self.loading.clone().lock_owned().await;
         if let Some(model) = entry.loaded() {
             return Ok(model);
         }
@@ -153,6 +149,7 @@ impl Registry {
         let machine = self.machine.clone();
         // To its end even if the client goes away: the next one will want it.
         let load = tokio::task::spawn_blocking(move || {
+            let _one = one;
             let start = Instant::now();
             let model = Arc::new(
                 Model::load(&entry.name, &entry.origin, &entry.card, &machine)

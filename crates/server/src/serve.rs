@@ -33,7 +33,7 @@ pub struct Settings {
     pub machine: Machine,
     /// Bytes that loaded models may use.
     pub memory: u64,
-    /// Load every model that fits now, instead of when it is asked for.
+    /// Load every model that fits now, instead of when it is asked for. A single one always is.
     pub preload: bool,
     /// What is allowed.
     pub policy: Policy,
@@ -120,7 +120,7 @@ pub fn serve(settings: &Settings, ready: impl FnOnce(SocketAddr, Vec<String>)) -
             .await
             .map_err(|e| format!("--listen {}: {e}", settings.listen))?;
         let address = listener.local_addr()?;
-        if settings.preload {
+        if settings.preload || settings.models.len() == 1 {
             preload(&app).await?;
         }
         ready(address, app.registry.plan());

@@ -403,6 +403,6 @@ pub async fn handle(
 pub async fn count(State(app): State<Shared>, Whole(body): Whole) -> Reply {
     let (Decoded { request, ignored }, prompt) = read_count(&body, app.reading())?;
     let model = app.registry.get(&request.model).await?;
-    let n = answer::prompt(&model, &prompt)?.len();
+    let n = answer::encode(&model, vec![prompt]).await?.concat().len();
     Ok(signed(json(&value!({"input_tokens": n})), &model, None, &ignored))
 }

@@ -387,7 +387,7 @@ pub async fn count(app: Shared, name: &str, body: &[u8]) -> Reply {
     let (Decoded { request, ignored }, prompt) = read_count(body, reading(&app))?;
     check_model(name, request.model.as_deref())?;
     let model = app.registry.get(name).await?;
-    let n = answer::prompt(&model, &prompt)?.len();
+    let n = answer::encode(&model, vec![prompt]).await?.concat().len();
     let details = value!([{"modality": "TEXT", "tokenCount": n}]);
     let reply = json(&value!({"totalTokens": n, "promptTokensDetails": details}));
     Ok(signed(reply, &model, None, &ignored))

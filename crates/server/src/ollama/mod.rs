@@ -8,10 +8,10 @@ pub mod models;
 pub mod options;
 mod stream;
 
-use crate::app::{Shared, empty};
+use crate::app::Shared;
 use crate::failure::Failure;
 use axum::Router;
-use axum::routing::{get, head, post};
+use axum::routing::{get, post};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -40,6 +40,4 @@ pub fn routes() -> Router<Shared> {
         .route("/api/show", post(models::show))
         .route("/api/ps", get(models::ps))
         .route("/api/version", get(models::version))
-        // Ollama's command line looks whether anybody is there.
-        .route("/api", head(async || empty()))
 }
