@@ -9,7 +9,7 @@ use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::openai::store::Store;
 use crate::registry::Registry;
-use crate::{anthropic, gemini, ollama, openai, own};
+use crate::{anthropic, gemini, ollama, openai, own, page};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request, State};
@@ -104,6 +104,12 @@ impl Dialect {
         let under = |prefix: &str| {
             path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
+        let google =
+            ["x-goog-api-client", "x-goog-api-key"].iter().any(|h| headers.contains_key(*h));
+        // Google's methods stand behind a colon: `/v1/models/NAME:generateContent`.
+        if under("/v1/models") && (google || path.contains(':')) {
+            return Dialect::Gemini;
+        }
         if under("/v1/messages") || under("/v1") && headers.contains_key("anthropic-version") {
             Dialect::Anthropic
         } else if under("/v1") {
@@ -333,6 +339,7 @@ pub fn router(app: Shared) -> Router {
         .merge(gemini::routes())
         .merge(ollama::routes())
         .merge(own::routes())
+        .merge(page::routes())
         .fallback(async |method: Method, uri: Uri| -> Reply {
             let message = format!("nothing answers {method} {}", uri.path());
             Err(Failure::new(Kind::NotFound, message))

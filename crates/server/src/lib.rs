@@ -19,6 +19,7 @@ pub mod ollama;
 pub mod openai;
 pub mod openapi;
 pub mod own;
+pub mod page;
 pub mod reference;
 pub mod registry;
 pub mod serve;

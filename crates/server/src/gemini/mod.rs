@@ -66,6 +66,8 @@ pub fn reading(app: &Shared) -> Reading {
 pub fn routes() -> Router<Shared> {
     Router::new()
         .route("/v1beta/models", get(models::list))
+        // Google's newer clients say v1; `openai::models` answers them where the paths are one.
+        .route("/v1/models/{*call}", post(call))
         .route("/v1beta/models/{*call}", post(call).get(models::get))
 }
 

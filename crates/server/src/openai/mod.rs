@@ -75,7 +75,7 @@ pub fn routes() -> Router<Shared> {
         .route("/v1/completions", post(completions::handle))
         .route("/v1/embeddings", post(embeddings::handle))
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{*model}", get(models::get))
+        .route("/v1/models/{*call}", get(models::get))
         .route("/v1/responses", post(responses::handle))
         .route("/v1/responses/{id}", get(responses::get).delete(responses::delete))
         .route("/v1/responses/{id}/input_items", get(responses::input_items))

@@ -2,6 +2,7 @@
 
 use crate::app::{Shared, json};
 use crate::failure::Reply;
+use crate::gemini;
 use crate::registry::Entry;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
@@ -63,12 +64,19 @@ fn is_anthropic(headers: &HeaderMap) -> bool {
     headers.contains_key("anthropic-version")
 }
 
+fn is_google(headers: &HeaderMap) -> bool {
+    headers.contains_key("x-goog-api-client") || headers.contains_key("x-goog-api-key")
+}
+
 /// Lists the models; in Anthropic's form to its clients (`anthropic-version`).
 #[utoipa::path(get, operation_id = "listModels", path = "/v1/models", tag = "OpenAI", responses(
     (status = 200, description = "All models", body = List),
     (status = "4XX", description = "Refused", body = super::ErrorBody),
 ))]
 pub async fn list(State(app): State<Shared>, headers: HeaderMap) -> Reply {
+    if is_google(&headers) {
+        return gemini::models::list(State(app)).await;
+    }
     if is_anthropic(&headers) {
         let data: Vec<Value> = app.registry.entries().map(|e| anthropic(e)).collect();
         let (first, last) = (data.first().map(|m| &m["id"]), data.last().map(|m| &m["id"]));
@@ -87,6 +95,9 @@ pub async fn list(State(app): State<Shared>, headers: HeaderMap) -> Reply {
     (status = "4XX", description = "Refused", body = super::ErrorBody),
 ))]
 pub async fn get(State(app): State<Shared>, Path(name): Path<String>, headers: HeaderMap) -> Reply {
+    if is_google(&headers) {
+        return gemini::models::get(State(app), Path(name)).await;
+    }
     let entry = app.registry.entry(&name)?;
     Ok(if is_anthropic(&headers) { json(&anthropic(entry)) } else { json(&model(entry)) })
 }

@@ -1,0 +1,106 @@
+"""Anthropic's own client for Python."""
+
+import anthropic
+from harness import ABSENT, KEY, KEYED_URL, MODEL, URL, case, main, refused
+
+client = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
+STORY = [{"role": "user", "content": "Tell me a story about a red ball."}]
+# The client has no name for the temperature any more, the API has.
+SAME = {"model": MODEL, "messages": STORY, "max_tokens": 24, "extra_body": {"temperature": 0}}
+
+
+@case
+def message():
+    """messages.create."""
+    answer = client.messages.create(**SAME)
+    assert answer.type == "message" and answer.role == "assistant" and answer.model == MODEL
+    assert answer.content[0].type == "text" and answer.content[0].text
+    assert answer.stop_reason in ("end_turn", "max_tokens")
+    assert answer.usage.input_tokens > 5 and 0 < answer.usage.output_tokens <= 24
+
+
+@case
+def streaming():
+    """messages.create(stream=True), event by event."""
+    events = list(client.messages.create(**SAME, stream=True))
+    kinds = [e.type for e in events]
+    assert kinds[:2] == ["message_start", "content_block_start"]
+    assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+    text = "".join(e.delta.text for e in events if e.type == "content_block_delta")
+    assert text == client.messages.create(**SAME).content[0].text
+
+
+@case
+def stream_helper():
+    """messages.stream, the helper."""
+    with client.messages.stream(**SAME) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text == final.content[0].text
+    assert final.usage.output_tokens > 0 and final.stop_reason
+
+
+@case
+def multi_turn():
+    """Several turns with a system prompt, content as text and as blocks."""
+    ask = {**SAME, "system": "You tell stories."}
+    del ask["messages"]
+    one = client.messages.create(**ask, messages=STORY)
+    turns = [*STORY, {"role": "assistant", "content": one.content}]
+    turns += [{"role": "user", "content": [{"type": "text", "text": "And then?"}]}]
+    two = client.messages.create(**ask, messages=turns)
+    # A small model may well have no more to say.
+    assert two.usage.input_tokens > one.usage.input_tokens and two.content[0].type == "text"
+
+
+@case
+def stops():
+    """stop_sequences end the answer and are named."""
+    plain = client.messages.create(**SAME).content[0].text
+    word = plain.split()[3]
+    cut = client.messages.create(**SAME, stop_sequences=[word])
+    assert cut.content[0].text == plain[: plain.index(word)]
+    assert cut.stop_reason == "stop_sequence" and cut.stop_sequence == word
+
+
+@case
+def counting():
+    """messages.count_tokens agrees with the usage of an answer."""
+    ask = {"model": MODEL, "messages": STORY, "system": "You tell stories."}
+    count = client.messages.count_tokens(**ask).input_tokens
+    assert count == client.messages.create(**ask, max_tokens=1).usage.input_tokens
+
+
+@case
+def models():
+    """models.list and models.retrieve."""
+    assert MODEL in [m.id for m in client.models.list()]
+    assert client.models.retrieve(MODEL).id == MODEL
+
+
+@case
+def errors():
+    """Each error is the client's own exception and says which field."""
+    create = client.messages.create
+    error = refused(anthropic.NotFoundError, lambda: create(**{**SAME, "model": ABSENT}))
+    assert ABSENT in str(error)
+    error = refused(anthropic.BadRequestError, lambda: create(**{**SAME, "extra_body": {"temperature": -1}}))
+    assert "temperature" in str(error)
+    tool = {"name": "f", "input_schema": {"type": "object"}}
+    error = refused(anthropic.BadRequestError, lambda: create(**SAME, tools=[tool]))
+    assert "tools" in str(error) and error.body["error"]["type"] == "invalid_request_error"
+    source = {"type": "base64", "media_type": "image/png", "data": "eA=="}
+    image = [{"role": "user", "content": [{"type": "image", "source": source}]}]
+    refused(anthropic.BadRequestError, lambda: create(**{**SAME, "messages": image}))
+
+
+@case
+def keys():
+    """A server with a key: with a wrong and with the right one."""
+    right = anthropic.Anthropic(base_url=KEYED_URL, api_key=KEY, max_retries=0)
+    assert right.messages.create(**SAME).content[0].text
+    wrong = anthropic.Anthropic(base_url=KEYED_URL, api_key="wrong", max_retries=0)
+    refused(anthropic.AuthenticationError, lambda: wrong.messages.create(**SAME))
+
+
+main("anthropic (Python)")

@@ -1,0 +1,51 @@
+"""Runs cases against the server that LAPIDARY_URL names, and prints a line for each."""
+
+import os
+import sys
+import traceback
+
+URL = os.environ["LAPIDARY_URL"]
+"""A server without keys."""
+KEYED_URL = os.environ["LAPIDARY_KEYED_URL"]
+"""A server that wants KEY."""
+KEY = os.environ["LAPIDARY_KEY"]
+MODEL = os.environ["LAPIDARY_MODEL"]
+ABSENT = "no-such-model"
+
+_cases = []
+
+
+def case(function):
+    """Marks a case; its docstring says what it shows."""
+    _cases.append(function)
+    return function
+
+
+def refused(kind, call):
+    """The exception of type `kind` that `call` raises."""
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"{kind.__name__} was expected, and nothing was raised")
+
+
+def unit(vector):
+    """Checks that a vector has length 1."""
+    assert abs(sum(x * x for x in vector) - 1) < 1e-3, sum(x * x for x in vector)
+
+
+def main(client):
+    """Runs all cases; the exit code says whether all passed."""
+    failed = 0
+    for function in _cases:
+        name = f"{client}: {function.__doc__.splitlines()[0].rstrip('.')}"
+        try:
+            function()
+        except Exception:
+            failed += 1
+            print(f"FAILED  {name}")
+            traceback.print_exc(file=sys.stdout)
+        else:
+            print(f"passed  {name}")
+    sys.exit(failed > 0)
