@@ -61,7 +61,7 @@ pub struct ModelArgs {
     /// Threads that compute [default: one for each core]
     #[arg(long, short, value_name = "N")]
     pub threads: Option<usize>,
-    /// Activations of products with quantised weights
+    /// Activations of products
     #[arg(long, value_enum, default_value_t)]
     pub precision: PrecisionArg,
     /// Type of keys and values in the cache
@@ -81,7 +81,7 @@ pub struct ModelArgs {
 /// `--precision`.
 #[derive(ValueEnum, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PrecisionArg {
-    /// 8 bits, with a scale for each 32 values
+    /// 8 bits with a scale for each 32 values for quantised weights, bfloat16 for BF16 ones
     #[default]
     Fast,
     /// f32, against exactly dequantised weights
@@ -107,6 +107,9 @@ pub enum IsaArg {
     Avx2,
     /// AVX-512 with VNNI
     Avx512,
+    /// AVX-512 with VNNI and BF16
+    #[value(name = "avx512bf16")]
+    Avx512Bf16,
 }
 
 /// How tokens are chosen.

@@ -173,6 +173,7 @@ pub fn isa(wanted: Option<IsaArg>) -> Result<Isa, String> {
         Some(IsaArg::Scalar) => Isa::Scalar,
         Some(IsaArg::Avx2) => Isa::Avx2,
         Some(IsaArg::Avx512) => Isa::Avx512,
+        Some(IsaArg::Avx512Bf16) => Isa::Avx512Bf16,
     };
     if !Isa::available().contains(&isa) {
         return Err(format!("--isa {}: this machine does not have it", isa.name()));

@@ -52,8 +52,21 @@ pub struct ByteRows {
     pub(crate) values: Vec<i8>,
     /// `[tile][k block][row]`
     pub(crate) scales: Vec<f32>,
-    /// Sums of the values of each half block: `[tile][k block][row][2]`.
-    pub(crate) sums: Vec<[i32; 2]>,
+    /// Negated sums of the values of each half block: `[tile][k block][row][2]`.
+    pub(crate) halves: Vec<[i32; 2]>,
+    /// Negated sums of the values, `[tile][k block][row]`.
+    pub(crate) minus: Vec<i32>,
+    /// Sums of the values times the scale, `[tile][k block][row]`.
+    pub(crate) sums: Vec<f32>,
+}
+
+/// Activations in bfloat16, for products with weights of that type.
+pub struct PairRows {
+    pub(crate) rows: usize,
+    pub(crate) k: usize,
+    pub(crate) tiles: Vec<Tile>,
+    /// `[tile][k block][row][16]`: pairs, the first one in the low half; zero beyond `k`.
+    pub(crate) values: Vec<u32>,
 }
 
 impl FloatRows {
@@ -88,11 +101,15 @@ impl ByteRows {
             tiles: tiles(rows),
             values: vec![0; rows * k],
             scales: vec![0.0; blocks],
-            sums: vec![[0; 2]; blocks],
+            halves: vec![[0; 2]; blocks],
+            minus: vec![0; blocks],
+            sums: vec![0.0; blocks],
         };
         let to = (
             SharedMut(out.values.as_mut_ptr()),
             SharedMut(out.scales.as_mut_ptr()),
+            SharedMut(out.halves.as_mut_ptr()),
+            SharedMut(out.minus.as_mut_ptr()),
             SharedMut(out.sums.as_mut_ptr()),
         );
         let tiles = &out.tiles;
@@ -103,7 +120,9 @@ impl ByteRows {
                 tiles: &tiles[range],
                 values: to.0,
                 scales: to.1,
-                sums: to.2,
+                halves: to.2,
+                minus: to.3,
+                sums: to.4,
             });
         });
         out
@@ -116,7 +135,9 @@ struct Quantise<'a> {
     tiles: &'a [Tile],
     values: SharedMut<i8>,
     scales: SharedMut<f32>,
-    sums: SharedMut<[i32; 2]>,
+    halves: SharedMut<[i32; 2]>,
+    minus: SharedMut<i32>,
+    sums: SharedMut<f32>,
 }
 
 impl Kernel for Quantise<'_> {
@@ -131,13 +152,15 @@ impl Kernel for Quantise<'_> {
                     let at = t.row * blocks + kb * t.rows + m;
                     let from = (t.row + m) * self.k + kb * BLOCK;
                     debug_assert!(from + BLOCK <= self.x.len());
-                    // SAFETY: the source block lies in `x`, the target in the three vectors, whose
+                    // SAFETY: the source block lies in `x`, the target in the vectors, whose
                     // lengths follow from the same shape; tiles are disjoint.
                     unsafe {
                         let (scale, sums) =
                             block::<S>(self.x.as_ptr().add(from), self.values.at(at * BLOCK));
                         *self.scales.at(at) = scale;
-                        *self.sums.at(at) = sums;
+                        *self.halves.at(at) = [-sums[0], -sums[1]];
+                        *self.minus.at(at) = -(sums[0] + sums[1]);
+                        *self.sums.at(at) = scale * (sums[0] + sums[1]) as f32;
                     }
                 }
             }
@@ -157,20 +180,88 @@ unsafe fn block<S: Simd>(x: *const f32, out: *mut i8) -> (f32, [i32; 2]) {
         let mut lanes = [0.0f32; 16];
         S::store(lanes.as_mut_ptr(), top);
         // A maximum does not depend on the order.
-        let top = lanes.into_iter().fold(0.0, f32::max);
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                let other = lanes[i + half];
+                lanes[i] = if other > lanes[i] { other } else { lanes[i] };
+            }
+        }
+        let top = lanes[0];
         let inverse = if top > 0.0 { 127.0 / top } else { 0.0 };
         // 127 / top overflows for the smallest subnormals: such a block counts as zeros.
         let inverse = if inverse.is_finite() { inverse } else { 0.0 };
         for i in (0..BLOCK).step_by(S::LANES) {
             S::store_i8(out.add(i), S::round(S::mul(S::load(x.add(i)), S::splat(inverse))));
         }
-        let half = |from: usize| {
-            let mut sum = 0i32;
-            for i in 0..16 {
-                sum += i32::from(*out.add(from + i));
-            }
-            sum
-        };
-        (if inverse == 0.0 { 0.0 } else { top / 127.0 }, [half(0), half(16)])
+        // Products with ones: every lane gets the sum of the half, below 2^11.
+        let ones = [S::splat_w(1); 8];
+        let mut sums = [0i32; 2];
+        for (half, sum) in sums.iter_mut().enumerate() {
+            let all = S::dot::<4, 15>(S::splat_i(0), &ones, 0, out.add(16 * half));
+            S::store(lanes.as_mut_ptr(), S::to_f32(all));
+            *sum = lanes[0] as i32;
+        }
+        (if inverse == 0.0 { 0.0 } else { top / 127.0 }, sums)
     }
 }
+
+impl PairRows {
+    /// Rounds `x`, rows of `k`, to bfloat16 (nearest, ties to even). Magnitudes below 2^-56 become
+    /// zero, as those of the weights do: then no product and no sum of products can be subnormal,
+    /// which is where processors differ.
+    pub fn new(isa: Isa, pool: &Pool, x: &[f32], k: usize) -> Self {
+        assert!(x.len().is_multiple_of(k), "rows of {k} in {}", x.len());
+        let (rows, blocks) = (x.len() / k, k.div_ceil(BLOCK));
+        let mut values = vec![0; rows * blocks * (BLOCK / 2)];
+        let tiles = tiles(rows);
+        let out = SharedMut(values.as_mut_ptr());
+        pool.split(tiles.len(), (16384 / k / 16).max(1), &|range| {
+            isa.run(Round { x, k, tiles: &tiles[range], out });
+        });
+        Self { rows, k, tiles, values }
+    }
+}
+
+struct Round<'a> {
+    x: &'a [f32],
+    k: usize,
+    tiles: &'a [Tile],
+    out: SharedMut<u32>,
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let blocks = self.k.div_ceil(BLOCK);
+        for t in self.tiles {
+            for m in 0..t.rows {
+                let row = &self.x[(t.row + m) * self.k..(t.row + m + 1) * self.k];
+                for (kb, src) in row.chunks(BLOCK).enumerate() {
+                    let at = (t.row * blocks + kb * t.rows + m) * (BLOCK / 2);
+                    // SAFETY: the vector has `blocks` blocks for each row; tiles are disjoint.
+                    let out = unsafe { &mut *self.out.at(at).cast::<[u32; BLOCK / 2]>() };
+                    let mut block = [0.0f32; BLOCK];
+                    block[..src.len()].copy_from_slice(src);
+                    for (out, pair) in out.iter_mut().zip(block.chunks_exact(2)) {
+                        *out = short(pair[0].to_bits()) | short(pair[1].to_bits()) << 16;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The bits of an f32 rounded to bfloat16; a NaN stays one.
+#[inline(always)]
+fn short(bits: u32) -> u32 {
+    let size = bits & 0x7fff_ffff;
+    let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
+    let nan = bits >> 16 | 0x40;
+    let kept = if size > 0x7f80_0000 { nan } else { rounded };
+    if size < SMALLEST << 16 { 0 } else { kept }
+}
+
+/// 2^-56 as a bfloat16: smaller weights and activations of bfloat16 products count as zero.
+pub(crate) const SMALLEST: u32 = 0x2380;

@@ -15,7 +15,6 @@ pub(crate) trait Element {
 
 pub(crate) struct F32;
 pub(crate) struct F16;
-pub(crate) struct Bf16;
 
 impl Element for F32 {
     const BYTES: usize = 4;
@@ -32,14 +31,5 @@ impl Element for F16 {
     unsafe fn load<S: Simd>(p: *const u8) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { S::load_f16(p.cast()) }
-    }
-}
-
-impl Element for Bf16 {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: the caller's promise.
-        unsafe { S::load_bf16(p.cast()) }
     }
 }

@@ -34,10 +34,6 @@ pub(crate) fn integers(ty: BlockType, row: &[u8], kb: usize) -> Integers {
             let b = block(1);
             plain(|i| nibble(&b[4..], i), half(b), half(&b[2..]))
         }
-        BlockType::Q5_0 => {
-            let b = block(1);
-            plain(|i| (nibble(&b[6..], i) | fifth(&b[2..], i)) - 16, half(b), NONE)
-        }
         BlockType::Q5_1 => {
             let b = block(1);
             plain(|i| nibble(&b[8..], i) | fifth(&b[4..], i), half(b), half(&b[2..]))

@@ -21,15 +21,15 @@ mod rowwise;
 mod simd;
 mod unpack;
 
-pub use activations::{ByteRows, FloatRows};
+pub use activations::{ByteRows, FloatRows, PairRows};
 pub use attention::{AttentionSpec, Span, attend};
 pub use buffer::{Buffer, OutOfMemory};
 pub use kv::{KV_BLOCK, KvLayer, KvType};
-pub use limits::{f32_peak, int8_peak, read_bandwidth};
+pub use limits::{bf16_peak, f32_peak, int8_peak, read_bandwidth};
 pub use mixing::{match_rms, mix, sparsify};
 pub use panel::{Layout, PackError, Packed, Rows};
 pub use pool::Pool;
-pub use product::{product_f32, product_i8};
+pub use product::{product_bf16, product_f32, product_i8};
 pub use route::top_experts;
 pub use rowwise::{Activation, RopePairs, activation, gated, layer_norm, rms_norm, rope, softcap};
 pub use simd::Isa;

@@ -132,6 +132,42 @@ pub fn f32_peak(isa: Isa, pool: &Pool) -> f64 {
     rate(pool, (rounds * 10 * lanes(isa) * 2) as f64, &|| isa.run(Multiply(rounds)))
 }
 
+struct PairDots(usize);
+
+impl Kernel for PairDots {
+    type Output = f32;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        // 0.5 and 0.25, twice.
+        let (w, x) = ([0x3f00_3e80u32; 16], 0x3e80_3f00u32);
+        // SAFETY: sixteen lanes of pairs, and one pair.
+        unsafe {
+            let w = S::load_w(w.as_ptr().cast());
+            let mut acc = [S::splat(1.0); 12];
+            for _ in 0..self.0 {
+                for acc in &mut acc {
+                    *acc = S::dot_bf16(*acc, w, std::hint::black_box(&x));
+                }
+            }
+            let mut lanes = [0.0; 16];
+            let mut total = 0.0;
+            for acc in acc {
+                S::store(lanes.as_mut_ptr(), acc);
+                total += lanes[0];
+            }
+            total
+        }
+    }
+}
+
+/// bfloat16 operations for each second (a multiply-add is two) on all threads.
+pub fn bf16_peak(isa: Isa, pool: &Pool) -> f64 {
+    let rounds = 400_000;
+    let operations = (rounds * 12 * lanes(isa) * 4) as f64;
+    rate(pool, operations, &|| isa.run_bf16(PairDots(rounds)))
+}
+
 /// 8-bit integer operations for each second (a multiply-add is two) on all threads, by the
 /// instructions that the products with 4-bit weights use.
 pub fn int8_peak(isa: Isa, pool: &Pool) -> f64 {

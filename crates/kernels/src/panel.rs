@@ -2,7 +2,7 @@
 //!
 //! A product then needs no horizontal sum, the order of accumulation is that of k, and one row or
 //! five hundred rows of activations take the same steps for each output. Floats are stored as
-//! `[k][16]`. Quantised weights keep their bits: for each block of 32 k a panel holds "quads", 64
+//! `[k][16]`, bfloat16s as `[k / 2][16][2]`. Quantised weights keep their bits: for each block of 32 k a panel holds "quads", 64
 //! bytes with four consecutive bytes of each of the sixteen rows, and the scales of the sixteen
 //! rows stand together after all the quads of the panel.
 //!
@@ -10,6 +10,7 @@
 //! |---|---|---|---|
 //! | Q8_0 | 512 (w + 128) | f16 d | 32 k |
 //! | Q4_0 | 256 (low nibbles k 0-15, high 16-31) | f16 d | 32 k |
+//! | Q5_0 | 256 + 64 (fifth bits: bit v of byte j is that of k = 4 v + j) | f16 d | 32 k |
 //! | Q4_K | 2048 | f16 d, f16 dmin, 8 x u8 scale, 8 x u8 min | 256 k |
 //! | Q5_K | 2048 + 512 (fifth bits) | as Q4_K | 256 k |
 //! | Q6_K | 2048 + 1024 (upper bits) | f16 d, 16 x i8 scale | 256 k |
@@ -17,6 +18,7 @@
 //!
 //! `Bytes` takes every other GGUF format without loss, at 12 bits a weight.
 
+use crate::activations::SMALLEST;
 use crate::blocks::{self, BlockType};
 use crate::buffer::{Buffer, OutOfMemory, SharedMut};
 use crate::pool::Pool;
@@ -31,6 +33,7 @@ pub enum Layout {
     Bf16,
     Q8_0,
     Q4_0,
+    Q5_0,
     Q4K,
     Q5K,
     Q6K,
@@ -47,6 +50,7 @@ impl Layout {
             BlockType::BF16 => Layout::Bf16,
             BlockType::Q8_0 => Layout::Q8_0,
             BlockType::Q4_0 => Layout::Q4_0,
+            BlockType::Q5_0 => Layout::Q5_0,
             BlockType::Q4_K => Layout::Q4K,
             BlockType::Q5_K => Layout::Q5K,
             BlockType::Q6_K => Layout::Q6K,
@@ -58,9 +62,11 @@ impl Layout {
     pub(crate) fn panel_bytes(self, k: usize) -> (usize, usize) {
         match self {
             Layout::F32 => (k * PANEL * 4, 0),
-            Layout::F16 | Layout::Bf16 => (k * PANEL * 2, 0),
+            Layout::F16 => (k * PANEL * 2, 0),
+            Layout::Bf16 => (k.next_multiple_of(2) * PANEL * 2, 0),
             Layout::Q8_0 => (k / 32 * 512, k / 32 * 32),
             Layout::Q4_0 => (k / 32 * 256, k / 32 * 32),
+            Layout::Q5_0 => (k / 32 * 320, k / 32 * 32),
             Layout::Q4K => (k / 256 * 2048, k / 256 * K_SCALES),
             Layout::Q5K => (k / 256 * 2560, k / 256 * K_SCALES),
             Layout::Q6K => (k / 256 * 3072, k / 256 * Q6_SCALES),
@@ -210,7 +216,10 @@ impl Packed {
             }
             Layout::F16 | Layout::Bf16 => {
                 for (k, out) in out.iter_mut().enumerate() {
-                    let at = (k * PANEL + lane) * 2;
+                    let at = match self.layout {
+                        Layout::F16 => (k * PANEL + lane) * 2,
+                        _ => (k / 2 * PANEL + lane) * 4 + k % 2 * 2,
+                    };
                     let bits = u16::from_le_bytes([quads[at], quads[at + 1]]);
                     *out = match self.layout {
                         Layout::F16 => blocks::f16_to_f32(bits),
@@ -258,12 +267,14 @@ fn pack_panel(
     }
     match ty {
         BlockType::F32 => interleave::<4>(src, row_bytes, quads),
-        BlockType::F16 | BlockType::BF16 => interleave::<2>(src, row_bytes, quads),
+        BlockType::F16 => interleave::<2>(src, row_bytes, quads),
+        BlockType::BF16 => interleave_pairs(src, row_bytes, quads),
         _ => {
             for (lane, row) in src.chunks_exact(row_bytes).enumerate() {
                 match ty {
                     BlockType::Q8_0 => pack_plain::<34>(row, lane, quads, scales, 0x8080_8080),
                     BlockType::Q4_0 => pack_plain::<18>(row, lane, quads, scales, 0),
+                    BlockType::Q5_0 => pack_q5_0(row, lane, quads, scales),
                     BlockType::Q4_K => pack_q45_k::<144>(row, lane, quads, scales),
                     BlockType::Q5_K => pack_q45_k::<176>(row, lane, quads, scales),
                     BlockType::Q6_K => pack_q6_k(row, lane, quads, scales),
@@ -293,6 +304,22 @@ fn interleave<const SIZE: usize>(src: &[u8], row_bytes: usize, out: &mut [u8]) {
     }
 }
 
+/// bfloat16s: `[row][k]` to `[k / 2][16][2]`. Magnitudes below 2^-56 become zero, see
+/// [`crate::PairRows`].
+fn interleave_pairs(src: &[u8], row_bytes: usize, out: &mut [u8]) {
+    let large = |b: &[u8]| {
+        let bits = u16::from_le_bytes([b[0], b[1]]);
+        if u32::from(bits & 0x7fff) < SMALLEST { 0 } else { u32::from(bits) }
+    };
+    for (lane, row) in src.chunks_exact(row_bytes).enumerate() {
+        for (pair, dst) in row.chunks(4).zip(out.chunks_exact_mut(4 * PANEL)) {
+            let second = if pair.len() == 4 { large(&pair[2..]) } else { 0 };
+            let word = large(pair) | second << 16;
+            dst[4 * lane..4 * lane + 4].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
 /// The bytes of a row's block to its lane of consecutive quads, each exclusive-ored with `flip`.
 fn scatter_quads(bytes: &[u8], lane: usize, quads: &mut [u8], flip: u32) {
     for (src, dst) in bytes.chunks_exact(4).zip(quads.chunks_exact_mut(64)) {
@@ -313,6 +340,20 @@ fn pack_plain<const BYTES: usize>(
     for ((block, quads), scales) in blocks.zip(scales.chunks_exact_mut(2 * PANEL)) {
         scales[2 * lane..2 * lane + 2].copy_from_slice(&block[..2]);
         scatter_quads(&block[2..], lane, quads, flip);
+    }
+}
+
+/// Q5_0: a half, 32 fifth bits, 16 bytes of nibbles.
+fn pack_q5_0(row: &[u8], lane: usize, quads: &mut [u8], scales: &mut [u8]) {
+    let blocks = row.chunks_exact(22).zip(quads.chunks_exact_mut(320));
+    for ((block, quads), scales) in blocks.zip(scales.chunks_exact_mut(2 * PANEL)) {
+        scales[2 * lane..2 * lane + 2].copy_from_slice(&block[..2]);
+        scatter_quads(&block[6..], lane, quads, 0);
+        let fifth = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+        for j in 0..4 {
+            let bits = (0..8).fold(0, |bits, v| bits | (fifth >> (4 * v + j) & 1) << v);
+            quads[256 + 4 * lane + j] = bits as u8;
+        }
     }
 }
 

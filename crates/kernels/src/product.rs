@@ -5,12 +5,12 @@
 //! exact. So an output's bits depend on its row and its weights alone: not on the other rows, the
 //! threads, or the instruction set.
 
-use crate::activations::{BLOCK, ByteRows, FloatRows, Tile};
+use crate::activations::{BLOCK, ByteRows, FloatRows, PairRows, Tile};
 use crate::buffer::SharedMut;
-use crate::element::{Bf16, Element, F16, F32};
+use crate::element::{Element, F16, F32};
 use crate::panel::{Layout, Packed};
 use crate::pool::Pool;
-use crate::simd::{Isa, Kernel, PANEL, Simd};
+use crate::simd::{Isa, Kernel, PANEL, Simd, prefetch};
 use crate::unpack::{self, Format};
 use std::ops::Range;
 
@@ -26,9 +26,10 @@ pub fn product_f32(isa: Isa, pool: &Pool, x: &FloatRows, w: &Packed, out: &mut [
         match w.layout {
             Layout::F32 => isa.run(Floats::<F32> { x, job, of: F32 }),
             Layout::F16 => isa.run(Floats::<F16> { x, job, of: F16 }),
-            Layout::Bf16 => isa.run(Floats::<Bf16> { x, job, of: Bf16 }),
+            Layout::Bf16 => isa.run(ExactPairs { x, job }),
             Layout::Q8_0 => isa.run(Exact { x, job, of: unpack::Q8_0 }),
             Layout::Q4_0 => isa.run(Exact { x, job, of: unpack::Q4_0 }),
+            Layout::Q5_0 => isa.run(Exact { x, job, of: unpack::Q5_0 }),
             Layout::Q4K => isa.run(Exact { x, job, of: unpack::Q4K }),
             Layout::Q5K => isa.run(Exact { x, job, of: unpack::Q5K }),
             Layout::Q6K => isa.run(Exact { x, job, of: unpack::Q6K }),
@@ -49,6 +50,7 @@ pub fn product_i8(isa: Isa, pool: &Pool, x: &ByteRows, w: &Packed, out: &mut [f3
         match w.layout {
             Layout::Q8_0 => isa.run(Integers { x, job, of: unpack::Q8_0 }),
             Layout::Q4_0 => isa.run(Integers { x, job, of: unpack::Q4_0 }),
+            Layout::Q5_0 => isa.run(Integers { x, job, of: unpack::Q5_0 }),
             Layout::Q4K => isa.run(Integers { x, job, of: unpack::Q4K }),
             Layout::Q5K => isa.run(Integers { x, job, of: unpack::Q5K }),
             Layout::Q6K => isa.run(Integers { x, job, of: unpack::Q6K }),
@@ -60,12 +62,25 @@ pub fn product_i8(isa: Isa, pool: &Pool, x: &ByteRows, w: &Packed, out: &mut [f3
     });
 }
 
+/// `out[m][n] = x * w` with both in bfloat16 and sums in f32: of each pair of k the second product
+/// is added first, each by a fused multiply-add, as `vdpbf16ps` does.
+///
+/// # Panics
+/// If the shapes disagree or the weights are of another type.
+pub fn product_bf16(isa: Isa, pool: &Pool, x: &PairRows, w: &Packed, out: &mut [f32]) {
+    assert!(x.k == w.k && out.len() == x.rows * w.n, "shapes of a product");
+    assert_eq!(w.layout, Layout::Bf16, "weights for activations in bfloat16");
+    let out = SharedMut(out.as_mut_ptr());
+    each_panel(pool, w, &|panels| isa.run_bf16(Pairs { x, job: Job { w, panels, out } }));
+}
+
 /// The weights of output row `r` as f32; see [`Packed::row`].
 pub(crate) fn dequantize_row(isa: Isa, w: &Packed, r: usize, out: &mut [f32]) {
     assert!(r < w.n && out.len() == w.k, "row {r} of {} x {}", w.n, w.k);
     match w.layout {
         Layout::Q8_0 => isa.run(Row { w, r, out, of: unpack::Q8_0 }),
         Layout::Q4_0 => isa.run(Row { w, r, out, of: unpack::Q4_0 }),
+        Layout::Q5_0 => isa.run(Row { w, r, out, of: unpack::Q5_0 }),
         Layout::Q4K => isa.run(Row { w, r, out, of: unpack::Q4K }),
         Layout::Q5K => isa.run(Row { w, r, out, of: unpack::Q5K }),
         Layout::Q6K => isa.run(Row { w, r, out, of: unpack::Q6K }),
@@ -164,20 +179,27 @@ impl<F: Format> Integers<'_, F> {
     unsafe fn tile<S: Simd, const M: usize>(&self, panel: usize, tile: Tile) {
         let blocks = self.x.k / BLOCK;
         let (quads, scales) = self.job.w.panel(panel);
-        let x = self.x.values[tile.row * self.x.k..].as_ptr();
-        let dx = self.x.scales[tile.row * blocks..].as_ptr();
-        let sums = self.x.sums[tile.row * blocks..].as_ptr();
+        let first = tile.row * blocks;
+        let x = Block {
+            values: self.x.values[first * BLOCK..].as_ptr(),
+            scale: self.x.scales[first..].as_ptr(),
+            halves: self.x.halves[first..].as_ptr(),
+            minus: self.x.minus[first..].as_ptr(),
+            sum: self.x.sums[first..].as_ptr(),
+        };
+        let bytes = quads.len() / blocks;
         for lane0 in (0..PANEL).step_by(S::LANES) {
             // SAFETY: every block of the panel and of the tile is in bounds: `x` has
             // M * blocks blocks from the tile's first row on.
             unsafe {
                 let mut acc = [S::splat(0.0); M];
                 for kb in 0..blocks {
+                    if M <= AHEAD_ROWS && lane0 == 0 {
+                        ahead(quads.as_ptr().wrapping_add(kb * bytes), bytes);
+                    }
                     let b = F::block::<S>(quads.as_ptr(), scales.as_ptr(), kb, lane0);
                     for (m, acc) in acc.iter_mut().enumerate() {
-                        let at = kb * M + m;
-                        *acc =
-                            step::<S, F>(*acc, &b, x.add(at * BLOCK), *dx.add(at), *sums.add(at));
+                        *acc = step::<S, F>(*acc, &b, x.at(kb * M + m));
                     }
                 }
                 for (m, acc) in acc.into_iter().enumerate() {
@@ -188,58 +210,260 @@ impl<F: Format> Integers<'_, F> {
     }
 }
 
+/// Rows up to which a product waits for memory more than it computes.
+const AHEAD_ROWS: usize = 4;
+/// How far ahead of its use a weight is asked for, in bytes.
+const AHEAD: usize = 4096;
+
+/// Asks for `bytes` bytes of weights, [`AHEAD`] of `p`: the next panel follows this one.
+#[inline(always)]
+fn ahead(p: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        prefetch(p.wrapping_add(AHEAD + line));
+    }
+}
+
+/// Where a block of activations has its parts.
+#[derive(Clone, Copy)]
+struct Block {
+    values: *const i8,
+    scale: *const f32,
+    halves: *const [i32; 2],
+    minus: *const i32,
+    sum: *const f32,
+}
+
+impl Block {
+    /// Block `i` from this one on.
+    #[inline(always)]
+    unsafe fn at(self, i: usize) -> Self {
+        // SAFETY: the caller's rows have that block.
+        unsafe {
+            Self {
+                values: self.values.add(i * BLOCK),
+                scale: self.scale.add(i),
+                halves: self.halves.add(i),
+                minus: self.minus.add(i),
+                sum: self.sum.add(i),
+            }
+        }
+    }
+}
+
 /// Adds one block of 32 k to an accumulator.
 #[inline(always)]
-unsafe fn step<S: Simd, F: Format>(
-    acc: S::F,
-    b: &unpack::Block<S>,
-    x: *const i8,
-    dx: f32,
-    sums: [i32; 2],
-) -> S::F {
-    // SAFETY: `x` has 32 values; the rest is arithmetic.
+unsafe fn step<S: Simd, F: Format>(acc: S::F, b: &unpack::Block<S>, x: Block) -> S::F {
+    // SAFETY: `x` is a block of activations; the rest is arithmetic.
     unsafe {
-        let d = S::splat(dx);
+        let d = S::splat(*x.scale);
         let mut acc = if F::HALVES {
             // |sum| <= 16 * 255 * 127 < 2^24: both conversions are exact.
-            let lo = halves::<S, F>(b, 0, x, sums[0]);
-            let hi = halves::<S, F>(b, 4, x.add(16), sums[1]);
+            let halves = *x.halves;
+            let lo = half::<S, F>(b, 0, x.values, halves[0]);
+            let hi = half::<S, F>(b, 4, x.values.add(16), halves[1]);
             let sum = S::fma(lo, b.scale[0], S::mul(hi, b.scale[1]));
             S::fma(sum, d, acc)
         } else {
-            let init = S::splat_i(-F::OFFSET * (sums[0] + sums[1]));
+            let init = offset::<S, F>(*x.minus);
             let sum = match F::MAX {
-                15 => S::dot::<8, 15>(init, &b.w, 0, x),
-                31 => S::dot::<8, 31>(init, &b.w, 0, x),
-                _ => S::dot::<8, 255>(init, &b.w, 0, x),
+                15 => S::dot::<8, 15>(init, &b.w, 0, x.values),
+                31 => S::dot::<8, 31>(init, &b.w, 0, x.values),
+                _ => S::dot::<8, 255>(init, &b.w, 0, x.values),
             };
             S::fma(S::to_f32(sum), S::mul(b.scale[0], d), acc)
         };
         if F::MINS && F::HALVES {
-            acc = S::fma(b.min[0], S::splat(dx * sums[0] as f32), acc);
-            acc = S::fma(b.min[1], S::splat(dx * sums[1] as f32), acc);
+            let [lo, hi] = *x.halves;
+            acc = S::fma(b.min[0], S::splat(-*x.scale * lo as f32), acc);
+            acc = S::fma(b.min[1], S::splat(-*x.scale * hi as f32), acc);
         } else if F::MINS {
-            acc = S::fma(b.min[0], S::splat(dx * (sums[0] + sums[1]) as f32), acc);
+            acc = S::fma(b.min[0], S::splat(*x.sum), acc);
         }
         acc
     }
 }
 
+/// What the offset of the weights adds to an integer sum: `minus` is minus the activations' sum.
+#[inline(always)]
+unsafe fn offset<S: Simd, F: Format>(minus: i32) -> S::I {
+    // SAFETY: arithmetic only.
+    unsafe {
+        match F::OFFSET {
+            0 => S::splat_i(0),
+            8 => S::shl_i::<3>(S::splat_i(minus)),
+            16 => S::shl_i::<4>(S::splat_i(minus)),
+            32 => S::shl_i::<5>(S::splat_i(minus)),
+            _ => {
+                debug_assert_eq!(F::OFFSET, 128);
+                S::shl_i::<7>(S::splat_i(minus))
+            }
+        }
+    }
+}
+
 /// The integer sum of half a block.
 #[inline(always)]
-unsafe fn halves<S: Simd, F: Format>(
+unsafe fn half<S: Simd, F: Format>(
     b: &unpack::Block<S>,
     first: usize,
     x: *const i8,
-    sum: i32,
+    minus: i32,
 ) -> S::F {
     // SAFETY: `x` has 16 values.
     unsafe {
-        let init = S::splat_i(-F::OFFSET * sum);
+        let init = offset::<S, F>(minus);
         S::to_f32(match F::MAX {
             63 => S::dot::<4, 63>(init, &b.w, first, x),
             _ => S::dot::<4, 255>(init, &b.w, first, x),
         })
+    }
+}
+
+/// Activations in bfloat16 times weights in bfloat16.
+struct Pairs<'a> {
+    x: &'a PairRows,
+    job: Job<'a>,
+}
+
+impl Kernel for Pairs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (mut panel, end) = (self.job.panels.start, self.job.panels.end);
+        while panel < end {
+            let wide = end - panel >= 4;
+            for &tile in &self.x.tiles {
+                // SAFETY: tile and panels are parts of the operands; `wide` says that there are four.
+                unsafe {
+                    match tile.rows {
+                        16 if S::LANES >= 16 => self.some::<S, 16, 16, 1>(panel, tile, wide),
+                        16 => self.some::<S, 16, 8, 1>(panel, tile, wide),
+                        8 => self.some::<S, 8, 8, 1>(panel, tile, wide),
+                        4 => self.some::<S, 4, 4, 2>(panel, tile, wide),
+                        2 => self.some::<S, 2, 2, 4>(panel, tile, wide),
+                        _ => self.some::<S, 1, 1, 4>(panel, tile, wide),
+                    }
+                }
+            }
+            panel += if wide { 4 } else { 1 };
+        }
+    }
+}
+
+impl Pairs<'_> {
+    /// One panel, or four of them `P` at a time.
+    #[inline(always)]
+    unsafe fn some<S: Simd, const M: usize, const MM: usize, const P: usize>(
+        &self,
+        panel: usize,
+        tile: Tile,
+        wide: bool,
+    ) {
+        // SAFETY: `wide` says that there are four panels.
+        unsafe {
+            if wide {
+                for p in (0..4).step_by(P) {
+                    self.tile::<S, M, MM, P>(panel + p, tile);
+                }
+            } else {
+                self.tile::<S, M, MM, 1>(panel, tile);
+            }
+        }
+    }
+
+    /// `P` panels for a tile of `M` rows, `MM` rows at a time.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const P: usize>(
+        &self,
+        panel: usize,
+        tile: Tile,
+    ) {
+        const PAIRS: usize = BLOCK / 2;
+        let pairs = self.x.k.div_ceil(2);
+        let x = self.x.values[tile.row * self.x.k.div_ceil(BLOCK) * PAIRS..].as_ptr();
+        let panels: [*const u8; P] =
+            std::array::from_fn(|p| self.job.w.panel(panel + p).0.as_ptr());
+        for m0 in (0..M).step_by(MM) {
+            for lane0 in (0..PANEL).step_by(S::LANES) {
+                // SAFETY: pairs run over the panel's; `x` has M rows of k, blocked by 32.
+                unsafe {
+                    let mut acc = [[S::splat(0.0); P]; MM];
+                    for kb in 0..pairs.div_ceil(PAIRS) {
+                        let x = x.add((kb * M + m0) * PAIRS);
+                        for i in 0..PAIRS.min(pairs - kb * PAIRS) {
+                            let at = ((kb * PAIRS + i) * PANEL + lane0) * 4;
+                            let mut w = [S::splat_w(0); P];
+                            for (w, p) in w.iter_mut().zip(panels) {
+                                if M <= AHEAD_ROWS && lane0 == 0 {
+                                    prefetch(p.wrapping_add(at + AHEAD));
+                                }
+                                *w = S::load_w(p.add(at));
+                            }
+                            for (m, acc) in acc.iter_mut().enumerate() {
+                                for (p, acc) in acc.iter_mut().enumerate() {
+                                    *acc = S::dot_bf16(*acc, w[p], x.add(m * PAIRS + i));
+                                }
+                            }
+                        }
+                    }
+                    for (m, acc) in acc.into_iter().enumerate() {
+                        for (p, acc) in acc.into_iter().enumerate() {
+                            self.job.store::<S>(tile.row + m0 + m, panel + p, lane0, acc);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// f32 activations times weights in bfloat16.
+struct ExactPairs<'a> {
+    x: &'a FloatRows,
+    job: Job<'a>,
+}
+
+impl Kernel for ExactPairs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for panel in self.job.panels.clone() {
+            for &tile in &self.x.tiles {
+                // SAFETY: tile and panel are parts of the operands.
+                by_rows!(tile, M => unsafe { self.tile::<S, M>(panel, tile) });
+            }
+        }
+    }
+}
+
+impl ExactPairs<'_> {
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize>(&self, panel: usize, tile: Tile) {
+        let (k, weights) = (self.x.k, self.job.w.panel(panel).0.as_ptr());
+        let x = self.x.values[tile.row * k.next_multiple_of(BLOCK)..].as_ptr();
+        for lane0 in (0..PANEL).step_by(S::LANES) {
+            // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32 and padded.
+            unsafe {
+                let mut acc = [S::splat(0.0); M];
+                for kb in 0..k.div_ceil(BLOCK) {
+                    let x = x.add(kb * M * BLOCK);
+                    for kk in (0..BLOCK.min(k - kb * BLOCK)).step_by(2) {
+                        let at = ((kb * BLOCK + kk) / 2 * PANEL + lane0) * 4;
+                        let w = S::bf16_pair(S::load_w(weights.add(at)));
+                        for (m, acc) in acc.iter_mut().enumerate() {
+                            let x = x.add(m * BLOCK + kk);
+                            *acc = S::fma(w[0], S::splat(*x), *acc);
+                            *acc = S::fma(w[1], S::splat(*x.add(1)), *acc);
+                        }
+                    }
+                }
+                for (m, acc) in acc.into_iter().enumerate() {
+                    self.job.store::<S>(tile.row + m, panel, lane0, acc);
+                }
+            }
+        }
     }
 }
 

@@ -37,6 +37,7 @@ pub(crate) trait Format {
 
 pub(crate) struct Q8_0;
 pub(crate) struct Q4_0;
+pub(crate) struct Q5_0;
 pub(crate) struct Q4K;
 pub(crate) struct Q5K;
 pub(crate) struct Q6K;
@@ -103,6 +104,33 @@ impl Format for Q4_0 {
                 let both = S::load_w(q.add(256 * kb + 64 * v + 4 * lane0));
                 w[v] = S::and(both, nibble);
                 w[v + 4] = S::and(S::shr(both, 4), nibble);
+            }
+            Block { w, scale: [d; 2], min: [S::splat(0.0); 2] }
+        }
+    }
+}
+
+impl Format for Q5_0 {
+    const OFFSET: i32 = 16;
+    const MAX: i32 = 31;
+    const HALVES: bool = false;
+    const MINS: bool = false;
+
+    #[inline(always)]
+    unsafe fn block<S: Simd>(q: *const u8, s: *const u8, kb: usize, lane0: usize) -> Block<S> {
+        // SAFETY: block `kb` lies inside the panel, see `panel`'s table.
+        unsafe {
+            let d = S::load_f16(s.add(32 * kb + 2 * lane0).cast());
+            let q = q.add(320 * kb + 4 * lane0);
+            let (nibble, fifth) = (S::splat_w(15), S::splat_w(16));
+            let high = S::load_w(q.add(256));
+            let mut w = [nibble; 8];
+            for v in 0..4 {
+                let both = S::load_w(q.add(64 * v));
+                // Bit v to bit 4, bit v + 4 down to it.
+                let (up, down) = (S::shl(high, 4 - v as i32), S::shr(high, v as i32));
+                w[v] = S::or(S::and(both, nibble), S::and(up, fifth));
+                w[v + 4] = S::or(S::and(S::shr(both, 4), nibble), S::and(down, fifth));
             }
             Block { w, scale: [d; 2], min: [S::splat(0.0); 2] }
         }

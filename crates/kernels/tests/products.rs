@@ -1,7 +1,9 @@
 //! Every product, on every instruction set of this machine, against f64 and against each other.
 
 use lapidary_kernels::blocks::{self, BlockType};
-use lapidary_kernels::{ByteRows, FloatRows, Isa, Packed, Pool, Rows, product_f32, product_i8};
+use lapidary_kernels::{
+    ByteRows, FloatRows, Isa, Packed, PairRows, Pool, Rows, product_bf16, product_f32, product_i8,
+};
 
 /// SplitMix64.
 struct Random(u64);
@@ -120,6 +122,9 @@ fn products_agree_with_f64_and_with_each_other() {
                     if w.layout.is_quantised() {
                         product_i8(isa, &pool, &ByteRows::new(isa, &pool, &x, k), &w, &mut fast);
                     }
+                    if ty == BlockType::BF16 {
+                        product_bf16(isa, &pool, &PairRows::new(isa, &pool, &x, k), &w, &mut fast);
+                    }
                     for (i, (want, size)) in want.iter().enumerate() {
                         let case = format!("{} {isa:?} {m}x{n}x{k} [{i}]", ty.name());
                         let error = (f64::from(exact[i]) - want).abs();
@@ -127,7 +132,8 @@ fn products_agree_with_f64_and_with_each_other() {
                             error <= size * 1e-6 * (k as f64).sqrt() + 1e-30,
                             "{case}: {error}"
                         );
-                        // Half a step of 1/127 of the block's largest value, at most 1.
+                        // Half a step of 1/127 of the block's largest value, at most 1 (and half
+                        // of bfloat16's step of 1/128).
                         let error = (f64::from(fast[i]) - want).abs();
                         let sum: f64 =
                             dense[i % n * k..][..k].iter().map(|w| f64::from(w.abs())).sum();
@@ -163,6 +169,9 @@ fn a_row_does_not_depend_on_its_neighbours() {
                 if w.layout.is_quantised() {
                     product_i8(isa, &pool, &ByteRows::new(isa, &pool, x, k), &w, &mut fast);
                 }
+                if ty == BlockType::BF16 {
+                    product_bf16(isa, &pool, &PairRows::new(isa, &pool, x, k), &w, &mut fast);
+                }
                 (exact, fast)
             };
             let together = run(&x);
@@ -172,6 +181,44 @@ fn a_row_does_not_depend_on_its_neighbours() {
                 assert_eq!(alone.1, together.1[row * n..(row + 1) * n], "{} {isa:?}", ty.name());
             }
         }
+    }
+}
+
+/// What bfloat16 products are defined as: activations rounded to nearest, values below 2^-56 zero,
+/// the second product of each pair first, each step a fused multiply-add.
+#[test]
+fn bfloat16_products_are_what_they_are_said_to_be() {
+    let mut random = Random(5);
+    let (m, n, k) = (5, 33, 301);
+    let short = |x: f32| {
+        let r = blocks::bf16_to_f32(blocks::f32_to_bf16(x));
+        if x.abs() < 2.0f32.powi(-56) { 0.0 } else { r }
+    };
+    // Magnitudes from 2^-76 to 2^20, so that some are too small, and some sums cancel.
+    let mut value = || {
+        let sign = if random.next() & 1 == 0 { 1.0 } else { -1.0 };
+        sign * (1.0 + random.float().abs()) * 2.0f32.powi((random.next() % 96) as i32 - 76)
+    };
+    let x: Vec<f32> = (0..m * k).map(|_| value()).collect();
+    let w: Vec<u16> = (0..n * k).map(|_| blocks::f32_to_bf16(value())).collect();
+    let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let packed = packed(BlockType::BF16, n, k, &bytes);
+    let mut want = vec![0.0f32; m * n];
+    for (i, want) in want.iter_mut().enumerate() {
+        for j in (0..k).step_by(2) {
+            for j in [j + 1, j] {
+                if j < k {
+                    let w = short(blocks::bf16_to_f32(w[i % n * k + j]));
+                    *want = w.mul_add(short(x[i / n * k + j]), *want);
+                }
+            }
+        }
+    }
+    let pool = Pool::new(2);
+    for isa in Isa::available() {
+        let mut got = vec![f32::NAN; m * n];
+        product_bf16(isa, &pool, &PairRows::new(isa, &pool, &x, k), &packed, &mut got);
+        assert_eq!(bits(&got), bits(&want), "{isa:?}");
     }
 }
 

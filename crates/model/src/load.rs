@@ -26,12 +26,13 @@ pub struct Weights<'a> {
 }
 
 /// The types that products read as they are; the others are repacked to 12 bits a weight.
-const DIRECT: [BlockType; 8] = [
+const DIRECT: [BlockType; 9] = [
     BlockType::F32,
     BlockType::F16,
     BlockType::BF16,
     BlockType::Q8_0,
     BlockType::Q4_0,
+    BlockType::Q5_0,
     BlockType::Q4_K,
     BlockType::Q5_K,
     BlockType::Q6_K,

@@ -6,13 +6,15 @@ use crate::{
     Activation, AttentionSpec, Coefs, Isa, KvCache, Linear, Ops, PackError, Pool, RawMatrix, Rope,
     Routes, Rows, Tensor, Vector, Weight, blocks,
 };
-use lapidary_kernels::{self as kernels, ByteRows, FloatRows, Packed};
+use lapidary_kernels::{self as kernels, ByteRows, FloatRows, Layout, Packed, PairRows};
 use std::sync::Arc;
 
-/// How products with quantised weights treat the activations.
+/// How products treat the activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// 8 bits with a scale for each 32 values: several times faster; what other engines do.
+    /// With quantised weights 8 bits with a scale for each 32 values, with bfloat16 weights
+    /// bfloat16, sums in f32: several times faster; what other engines do. With F16 and F32
+    /// weights f32.
     #[default]
     Fast,
     /// f32, against exactly dequantised weights.
@@ -28,6 +30,7 @@ pub type Probe = Box<dyn FnMut(&str, usize, &[f32]) + Send>;
 /// Activations as the last product arranged them; the next product is often of the same tensor.
 enum Arranged {
     Floats(FloatRows),
+    Pairs(PairRows),
     Bytes(ByteRows),
 }
 
@@ -135,25 +138,30 @@ impl Cpu {
     }
 
     fn product(&mut self, x: &Tensor, w: &Packed, out: &mut [f32]) {
-        let fast = w.layout.is_quantised() && self.precision == Precision::Fast;
+        let fast = self.precision == Precision::Fast;
+        let (bytes, pairs) = (fast && w.layout.is_quantised(), fast && w.layout == Layout::Bf16);
         let known = match &self.arranged {
-            Some((id, Arranged::Floats(_))) => *id == x.id() && !fast,
-            Some((id, Arranged::Bytes(_))) => *id == x.id() && fast,
+            Some((id, Arranged::Floats(_))) => *id == x.id() && !bytes && !pairs,
+            Some((id, Arranged::Pairs(_))) => *id == x.id() && pairs,
+            Some((id, Arranged::Bytes(_))) => *id == x.id() && bytes,
             None => false,
         };
         if !known {
-            let arranged = if fast {
-                Arranged::Bytes(ByteRows::new(self.isa, &self.pool, x.data(), x.cols()))
+            let (isa, pool) = (self.isa, &*self.pool);
+            let arranged = if bytes {
+                Arranged::Bytes(ByteRows::new(isa, pool, x.data(), x.cols()))
+            } else if pairs {
+                Arranged::Pairs(PairRows::new(isa, pool, x.data(), x.cols()))
             } else {
                 Arranged::Floats(FloatRows::new(x.data(), x.cols()))
             };
             self.arranged = Some((x.id(), arranged));
         }
+        let (isa, pool) = (self.isa, &*self.pool);
         match &self.arranged {
-            Some((_, Arranged::Floats(x))) => {
-                kernels::product_f32(self.isa, &self.pool, x, w, out);
-            }
-            Some((_, Arranged::Bytes(x))) => kernels::product_i8(self.isa, &self.pool, x, w, out),
+            Some((_, Arranged::Floats(x))) => kernels::product_f32(isa, pool, x, w, out),
+            Some((_, Arranged::Pairs(x))) => kernels::product_bf16(isa, pool, x, w, out),
+            Some((_, Arranged::Bytes(x))) => kernels::product_i8(isa, pool, x, w, out),
             None => unreachable!("arranged above"),
         }
     }

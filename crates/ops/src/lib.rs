@@ -20,7 +20,7 @@ pub use lapidary_kernels::blocks::{self, BlockType};
 pub use lapidary_kernels::{
     Activation, AttentionSpec, Isa, KV_BLOCK, KvType, OutOfMemory, PackError, Pool, RopePairs,
 };
-pub use lapidary_kernels::{f32_peak, int8_peak, read_bandwidth};
+pub use lapidary_kernels::{bf16_peak, f32_peak, int8_peak, read_bandwidth};
 pub use rope::Rope;
 pub use route::Routes;
 pub use tape::{Adapter, LoraSpec, Param, Pass, Tape, Trained};

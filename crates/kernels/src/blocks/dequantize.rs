@@ -39,6 +39,14 @@ pub fn dequantize(ty: BlockType, bytes: &[u8], out: &mut [f32]) {
                 o[i + 16] = (f32::from(q >> 4) - 8.0) * d;
             }
         }),
+        BlockType::Q5_0 => blocks.for_each(|(b, o)| {
+            let d = half_at(b, 0);
+            let fifth = u32::from_le_bytes([b[2], b[3], b[4], b[5]]);
+            for (i, o) in o.iter_mut().enumerate() {
+                let low = if i < 16 { b[6 + i] & 15 } else { b[6 + i - 16] >> 4 };
+                *o = (f32::from(low | ((fifth >> i & 1) as u8) << 4) - 16.0) * d;
+            }
+        }),
         BlockType::Q4_K | BlockType::Q5_K => blocks.for_each(|(b, o)| q45_k(b, o)),
         BlockType::Q6_K => blocks.for_each(|(b, o)| q6_k(b, o)),
         _ => {

@@ -47,13 +47,6 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_ps(p, x) }
     }
     #[inline(always)]
-    unsafe fn load_bf16(p: *const u16) -> Self::F {
-        unsafe {
-            let v = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v))
-        }
-    }
-    #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::F {
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
     }
@@ -154,6 +147,17 @@ impl Simd for Avx2 {
             let (lo, hi) = (_mm256_castsi256_si128(i), _mm256_extracti128_si256::<1>(i));
             let words = _mm_packs_epi32(lo, hi);
             _mm_storel_epi64(p.cast(), _mm_packs_epi16(words, words));
+        }
+    }
+    #[inline(always)]
+    unsafe fn shl_i<const N: u32>(x: Self::I) -> Self::I {
+        unsafe { _mm256_sll_epi32(x, _mm_cvtsi32_si128(N as i32)) }
+    }
+    #[inline(always)]
+    unsafe fn bf16_pair(w: Self::W) -> [Self::F; 2] {
+        unsafe {
+            let odd = _mm256_and_si256(w, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(w)), _mm256_castsi256_ps(odd)]
         }
     }
     #[inline(always)]

@@ -10,18 +10,72 @@ use std::arch::x86_64::*;
 #[target_feature(enable = "avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller has checked the features; the pointers are the kernel's own contract.
-    unsafe { kernel.run::<Avx512>() }
+    unsafe { kernel.run::<Avx512<false>>() }
 }
 
+/// The same for kernels of bfloat16 products.
+///
+/// # Safety
+/// The processor must have the features.
+#[target_feature(
+    enable = "avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
+)]
+pub(super) unsafe fn run_bf16<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller has checked the features; the pointers are the kernel's own contract.
+    unsafe { kernel.run::<Avx512<true>>() }
+}
+
+/// Whether `vdpbf16ps` does what [`Simd::dot_bf16`] says, bit for bit: Zen 4 does. A processor that
+/// rounds otherwise takes the multiply-adds instead.
+///
+/// # Safety
+/// The processor must have AVX-512 BF16.
+pub(super) unsafe fn bf16_adds_in_order() -> bool {
+    struct Compare;
+    impl Kernel for Compare {
+        type Output = bool;
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> bool {
+            let (mut state, mut words) = (1u64, [0u32; 18]);
+            for _ in 0..4096 {
+                for word in &mut words {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    // Two bfloat16s of magnitudes from 2^-8 to 2^8.
+                    *word = ((state >> 32) as u32 & 0x87ff_87ff) + 0x3b80_3b80;
+                }
+                let (mut got, mut want) = ([0.0f32; 16], [0.0f32; 16]);
+                let x = words[16];
+                // SAFETY: sixteen lanes at each address; the features are the caller's promise.
+                unsafe {
+                    let acc = S::splat(f32::from_bits(words[17]));
+                    let w = S::load_w(words.as_ptr().cast());
+                    S::store(got.as_mut_ptr(), S::dot_bf16(acc, w, &x));
+                    let w = S::bf16_pair(w);
+                    let acc = S::fma(w[1], S::splat(f32::from_bits(x & 0xffff_0000)), acc);
+                    let acc = S::fma(w[0], S::splat(f32::from_bits(x << 16)), acc);
+                    S::store(want.as_mut_ptr(), acc);
+                }
+                if got.map(f32::to_bits) != want.map(f32::to_bits) {
+                    return false;
+                }
+            }
+            true
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { run_bf16(Compare) }
+}
+
+/// `BF16`: with the instructions for bfloat16.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512;
+pub(super) struct Avx512<const BF16: bool>;
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 // SAFETY (all the blocks below): the trait's contract gives the processor features and valid
 // pointers; every load and store used here is the unaligned form.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     type F = __m512;
     type I = __m512i;
@@ -38,13 +92,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store(p: *mut f32, x: Self::F) {
         unsafe { _mm512_storeu_ps(p, x) }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(p: *const u16) -> Self::F {
-        unsafe {
-            let v = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v))
-        }
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::F {
@@ -149,6 +196,30 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store_i8(p: *mut i8, x: Self::F) {
         unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x))) }
+    }
+    #[inline(always)]
+    unsafe fn shl_i<const N: u32>(x: Self::I) -> Self::I {
+        unsafe { _mm512_slli_epi32::<N>(x) }
+    }
+    #[inline(always)]
+    unsafe fn bf16_pair(w: Self::W) -> [Self::F; 2] {
+        unsafe {
+            let odd = _mm512_and_si512(w, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(w)), _mm512_castsi512_ps(odd)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: Self::F, w: Self::W, x: *const u32) -> Self::F {
+        unsafe {
+            if BF16 {
+                // The types of intrinsics alone are transmuted.
+                let x = _mm512_set1_epi32(x.cast::<i32>().read());
+                return _mm512_dpbf16_ps(acc, std::mem::transmute(w), std::mem::transmute(x));
+            }
+            let (w, x) = (Self::bf16_pair(w), *x);
+            let odd = Self::splat(f32::from_bits(x & 0xffff_0000));
+            Self::fma(w[0], Self::splat(f32::from_bits(x << 16)), Self::fma(w[1], odd, acc))
+        }
     }
     #[inline(always)]
     unsafe fn load_w(p: *const u8) -> Self::W {

@@ -26,6 +26,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F/BW/DQ/VL and VNNI.
     Avx512,
+    /// The same with AVX-512 BF16.
+    Avx512Bf16,
 }
 
 impl Isa {
@@ -54,6 +56,11 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vnni")
             {
                 all.push(Isa::Avx512);
+                // SAFETY: the features are there, which is what the second call needs.
+                if is_x86_feature_detected!("avx512bf16") && unsafe { avx512::bf16_adds_in_order() }
+                {
+                    all.push(Isa::Avx512Bf16);
+                }
             }
         }
         all
@@ -65,6 +72,7 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -83,11 +91,34 @@ impl Isa {
             Isa::Avx2 => unsafe { avx2::run(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx512 => unsafe { avx512::run(kernel) },
+            Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512::run(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
             other => panic!("{} does not exist on this architecture", other.name()),
         }
     }
+
+    /// Runs a kernel that uses [`Simd::dot_bf16`]: with its own instruction where there is one.
+    #[inline]
+    pub(crate) fn run_bf16<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512Bf16 => unsafe { avx512::run_bf16(kernel) },
+            other => other.run(kernel),
+        }
+    }
+}
+
+/// Asks for the cache line at `p`, which need not be an address of anything.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which never faults; SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast())
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// A computation written over [`Simd`]: the value holds the arguments.
@@ -119,8 +150,6 @@ pub trait Simd: Copy + 'static {
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
     unsafe fn store(p: *mut f32, x: Self::F);
-    /// bfloat16 bits to f32, exact.
-    unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// IEEE half bits to f32, exact.
     unsafe fn load_f16(p: *const u16) -> Self::F;
     /// Unsigned bytes to f32.
@@ -163,7 +192,23 @@ pub trait Simd: Copy + 'static {
     /// f32 to i8 (values must be integral and in -128..=127), `LANES` bytes at `p`.
     unsafe fn store_i8(p: *mut i8, x: Self::F);
 
+    /// Each lane shifted left.
+    unsafe fn shl_i<const N: u32>(x: Self::I) -> Self::I;
+
     unsafe fn load_w(p: *const u8) -> Self::W;
+    /// Of two bfloat16s in each lane the first (the low half) and the second, as f32.
+    unsafe fn bf16_pair(w: Self::W) -> [Self::F; 2];
+    /// `acc + w[1] * x[1]`, then `+ w[0] * x[0]`, each a fused multiply-add, for the two bfloat16s
+    /// of each lane and the two at `x`. None of them, and no sum, may be subnormal.
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: Self::F, w: Self::W, x: *const u32) -> Self::F {
+        // SAFETY: the caller has two bfloat16s at `x`.
+        unsafe {
+            let (w, x) = (Self::bf16_pair(w), *x);
+            let odd = Self::splat(f32::from_bits(x & 0xffff_0000));
+            Self::fma(w[0], Self::splat(f32::from_bits(x << 16)), Self::fma(w[1], odd, acc))
+        }
+    }
     unsafe fn splat_w(x: u8) -> Self::W;
     unsafe fn and(a: Self::W, b: Self::W) -> Self::W;
     unsafe fn or(a: Self::W, b: Self::W) -> Self::W;

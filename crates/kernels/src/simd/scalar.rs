@@ -45,12 +45,6 @@ impl Simd for Scalar {
         unsafe { p.cast::<Self::F>().write_unaligned(x) }
     }
     #[inline(always)]
-    unsafe fn load_bf16(p: *const u16) -> Self::F {
-        // SAFETY: the caller vouches for sixteen values at `p`.
-        let v = unsafe { p.cast::<[u16; L]>().read_unaligned() };
-        map(|i| f32::from_bits(u32::from(v[i]) << 16))
-    }
-    #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::F {
         // SAFETY: the caller vouches for sixteen values at `p`.
         let v = unsafe { p.cast::<[u16; L]>().read_unaligned() };
@@ -122,6 +116,15 @@ impl Simd for Scalar {
     unsafe fn store_i8(p: *mut i8, x: Self::F) {
         // SAFETY: the caller vouches for sixteen bytes at `p`.
         unsafe { p.cast::<[i8; L]>().write(x.map(|x| x as i8)) }
+    }
+    #[inline(always)]
+    unsafe fn shl_i<const N: u32>(x: Self::I) -> Self::I {
+        x.map(|x| x << N)
+    }
+    #[inline(always)]
+    unsafe fn bf16_pair(w: Self::W) -> [Self::F; 2] {
+        let half = |i: usize| f32::from_bits(u32::from(u16::from_le_bytes([w[i], w[i + 1]])) << 16);
+        [map(|i| half(4 * i)), map(|i| half(4 * i + 2))]
     }
     #[inline(always)]
     unsafe fn load_w(p: *const u8) -> Self::W {
