@@ -2,19 +2,21 @@
 //!
 //! A product then needs no horizontal sum, the order of accumulation is that of k, and one row or
 //! five hundred rows of activations take the same steps for each output. Floats are stored as
-//! `[k][16]`, bfloat16s as `[k / 2][16][2]`. Quantised weights keep their bits: for each block of 32 k a panel holds "quads", 64
-//! bytes with four consecutive bytes of each of the sixteen rows, and the scales of the sixteen
-//! rows stand together after all the quads of the panel.
+//! `[k][16]`, bfloat16s as `[k / 2][16][2]`. Quantised weights keep their bits: for each block of
+//! 32 k a panel holds "quads", 64 bytes with four consecutive bytes of each of the sixteen rows.
+//! The scales of the sixteen rows stand beside the quads that they belong to, so that a product
+//! reads a panel as one stream from its first byte to its last: two streams, quads and then
+//! scales, took half as long again from memory.
 //!
-//! | format | quad bytes | scale bytes | per |
-//! |---|---|---|---|
-//! | Q8_0 | 512 (w + 128) | f16 d | 32 k |
-//! | Q4_0 | 256 (low nibbles k 0-15, high 16-31) | f16 d | 32 k |
-//! | Q5_0 | 256 + 64 (fifth bits: bit v of byte j is that of k = 4 v + j) | f16 d | 32 k |
-//! | Q4_K | 2048 | f16 d, f16 dmin, 8 x u8 scale, 8 x u8 min | 256 k |
-//! | Q5_K | 2048 + 512 (fifth bits) | as Q4_K | 256 k |
-//! | Q6_K | 2048 + 1024 (upper bits) | f16 d, 16 x i8 scale | 256 k |
-//! | Bytes | 512 (w + 128) | 2 x f32 scale, 2 x f32 min (halves of 16 k) | 32 k |
+//! | format | a group | has |
+//! |---|---|---|
+//! | Q8_0 | 64 k | 2 x 512 bytes of quads (w + 128), then 2 x f16 d |
+//! | Q4_0 | 64 k | 2 x 256 (low nibbles k 0-15, high 16-31), 2 x f16 d |
+//! | Q5_0 | 64 k | 2 x (256 + 64: bit v of byte j is the fifth of k = 4 v + j), 2 x f16 d |
+//! | Q4_K | 256 k | f16 d, f16 dmin, 8 x u8 scale, 8 x u8 min, 2048 |
+//! | Q5_K | 256 k | the same, 2048, 512 (fifth bits) |
+//! | Q6_K | 256 k | f16 d, 16 x i8 scale, 2048, 1024 (upper bits) |
+//! | Bytes | 32 k | 2 x f32 scale, 2 x f32 min (halves of 16 k), 512 (w + 128) |
 //!
 //! `Bytes` takes every other GGUF format without loss, at 12 bits a weight.
 
@@ -58,19 +60,19 @@ impl Layout {
         }
     }
 
-    /// Bytes of quads and of scales that one panel takes for `k` inputs.
-    pub(crate) fn panel_bytes(self, k: usize) -> (usize, usize) {
+    /// Bytes of a panel for `k` inputs.
+    pub(crate) fn panel_bytes(self, k: usize) -> usize {
         match self {
-            Layout::F32 => (k * PANEL * 4, 0),
-            Layout::F16 => (k * PANEL * 2, 0),
-            Layout::Bf16 => (k.next_multiple_of(2) * PANEL * 2, 0),
-            Layout::Q8_0 => (k / 32 * 512, k / 32 * 32),
-            Layout::Q4_0 => (k / 32 * 256, k / 32 * 32),
-            Layout::Q5_0 => (k / 32 * 320, k / 32 * 32),
-            Layout::Q4K => (k / 256 * 2048, k / 256 * K_SCALES),
-            Layout::Q5K => (k / 256 * 2560, k / 256 * K_SCALES),
-            Layout::Q6K => (k / 256 * 3072, k / 256 * Q6_SCALES),
-            Layout::Bytes => (k / 32 * 512, k / 32 * BYTES_SCALES),
+            Layout::F32 => k * PANEL * 4,
+            Layout::F16 => k * PANEL * 2,
+            Layout::Bf16 => k.next_multiple_of(2) * PANEL * 2,
+            Layout::Q8_0 => k.div_ceil(64) * two_blocks(Q8_QUADS),
+            Layout::Q4_0 => k.div_ceil(64) * two_blocks(Q4_QUADS),
+            Layout::Q5_0 => k.div_ceil(64) * two_blocks(Q5_QUADS),
+            Layout::Q4K => k / 256 * Q4K_BYTES,
+            Layout::Q5K => k / 256 * Q5K_BYTES,
+            Layout::Q6K => k / 256 * Q6K_BYTES,
+            Layout::Bytes => k / 32 * BYTES_BYTES,
         }
     }
 
@@ -80,12 +82,26 @@ impl Layout {
     }
 }
 
+/// Bytes of quads of a block of 32.
+pub(crate) const Q8_QUADS: usize = 512;
+pub(crate) const Q4_QUADS: usize = 256;
+pub(crate) const Q5_QUADS: usize = 320;
 /// Scale bytes of a Q4_K or Q5_K superblock of a panel: d, dmin, scales, mins.
 pub(crate) const K_SCALES: usize = 32 + 32 + 8 * 16 + 8 * 16;
 /// Scale bytes of a Q6_K superblock of a panel.
 pub(crate) const Q6_SCALES: usize = 32 + 16 * 16;
 /// Scale bytes of a block of 32 in [`Layout::Bytes`].
 pub(crate) const BYTES_SCALES: usize = 4 * 64;
+/// Bytes of a group, scales and quads.
+pub(crate) const Q4K_BYTES: usize = K_SCALES + 2048;
+pub(crate) const Q5K_BYTES: usize = K_SCALES + 2560;
+pub(crate) const Q6K_BYTES: usize = Q6_SCALES + 3072;
+pub(crate) const BYTES_BYTES: usize = BYTES_SCALES + 512;
+
+/// Bytes of a group of two blocks with `quads` bytes of quads each, and a half for each row.
+pub(crate) const fn two_blocks(quads: usize) -> usize {
+    2 * (quads + 2 * PANEL)
+}
 
 /// A weight matrix of `n` output rows and `k` inputs, ready for products.
 pub struct Packed {
@@ -155,9 +171,9 @@ impl Packed {
         let Rows { ty, n, k, bytes } = rows;
         let row_bytes = check_shape(&rows)?;
         let layout = Layout::of(ty);
-        let (quads, scales) = layout.panel_bytes(k);
+        let panel_bytes = layout.panel_bytes(k);
         let panels = n.div_ceil(PANEL);
-        let size = (quads + scales).checked_mul(panels);
+        let size = panel_bytes.checked_mul(panels);
         let size = size.ok_or(PackError::OutOfMemory(OutOfMemory(usize::MAX)))?;
         let mut data = Buffer::zeroed(size).map_err(PackError::OutOfMemory)?;
         let out = SharedMut(data.as_mut_ptr());
@@ -170,10 +186,10 @@ impl Packed {
                 let rows = panel * PANEL..((panel + 1) * PANEL).min(n);
                 // SAFETY: each panel is packed by one task, and the buffer holds all of them.
                 let dst = unsafe {
-                    std::slice::from_raw_parts_mut(out.at(panel * (quads + scales)), quads + scales)
+                    std::slice::from_raw_parts_mut(out.at(panel * panel_bytes), panel_bytes)
                 };
                 let src = &bytes[rows.start * row_bytes..rows.end * row_bytes];
-                let result = pack_panel(ty, src, row_bytes, k, dst.split_at_mut(quads));
+                let result = pack_panel(ty, src, row_bytes, dst);
                 if let Err(lane) = result {
                     bad.fetch_min(rows.start + lane, std::sync::atomic::Ordering::Relaxed);
                 }
@@ -191,12 +207,11 @@ impl Packed {
         self.data.bytes().len()
     }
 
-    /// Quads and scales of panel `p`.
+    /// Panel `p`.
     #[inline]
-    pub(crate) fn panel(&self, p: usize) -> (&[u8], &[u8]) {
-        let (quads, scales) = self.layout.panel_bytes(self.k);
-        let all = &self.data.bytes()[p * (quads + scales)..(p + 1) * (quads + scales)];
-        all.split_at(quads)
+    pub(crate) fn panel(&self, p: usize) -> &[u8] {
+        let bytes = self.layout.panel_bytes(self.k);
+        &self.data.bytes()[p * bytes..(p + 1) * bytes]
     }
 
     /// The weights of output row `r` as f32: `out` has `k` places.
@@ -205,13 +220,13 @@ impl Packed {
     /// If `r` or the length of `out` is out of range.
     pub fn row(&self, isa: Isa, r: usize, out: &mut [f32]) {
         assert!(r < self.n && out.len() == self.k, "row {r} of {} x {}", self.n, self.k);
-        let (quads, _) = self.panel(r / PANEL);
+        let panel = self.panel(r / PANEL);
         let lane = r % PANEL;
         match self.layout {
             Layout::F32 => {
                 for (k, out) in out.iter_mut().enumerate() {
                     let at = (k * PANEL + lane) * 4;
-                    *out = f32::from_le_bytes(quads[at..at + 4].try_into().unwrap_or_default());
+                    *out = f32::from_le_bytes(panel[at..at + 4].try_into().unwrap_or_default());
                 }
             }
             Layout::F16 | Layout::Bf16 => {
@@ -220,7 +235,7 @@ impl Packed {
                         Layout::F16 => (k * PANEL + lane) * 2,
                         _ => (k / 2 * PANEL + lane) * 4 + k % 2 * 2,
                     };
-                    let bits = u16::from_le_bytes([quads[at], quads[at + 1]]);
+                    let bits = u16::from_le_bytes([panel[at], panel[at + 1]]);
                     *out = match self.layout {
                         Layout::F16 => blocks::f16_to_f32(bits),
                         _ => blocks::bf16_to_f32(bits),
@@ -253,37 +268,61 @@ fn check_shape(rows: &Rows) -> Result<usize, PackError> {
 }
 
 /// Packs up to sixteen rows; `Err` is the first row with a value that is not finite.
-fn pack_panel(
-    ty: BlockType,
-    src: &[u8],
-    row_bytes: usize,
-    k: usize,
-    (quads, scales): (&mut [u8], &mut [u8]),
-) -> Result<(), usize> {
+fn pack_panel(ty: BlockType, src: &[u8], row_bytes: usize, out: &mut [u8]) -> Result<(), usize> {
     for (lane, row) in src.chunks_exact(row_bytes).enumerate() {
         if blocks::check_finite(ty, row).is_err() {
             return Err(lane);
         }
     }
+    let rows = (src, row_bytes);
     match ty {
-        BlockType::F32 => interleave::<4>(src, row_bytes, quads),
-        BlockType::F16 => interleave::<2>(src, row_bytes, quads),
-        BlockType::BF16 => interleave_pairs(src, row_bytes, quads),
+        BlockType::F32 => interleave::<4>(src, row_bytes, out),
+        BlockType::F16 => interleave::<2>(src, row_bytes, out),
+        BlockType::BF16 => interleave_pairs(src, row_bytes, out),
+        BlockType::Q8_0 => each_block::<34>(rows, |kb, lane, block| {
+            let quads = pack_half::<Q8_QUADS>(block, kb, lane, out);
+            scatter_quads(&block[2..], lane, quads, 0x8080_8080);
+        }),
+        BlockType::Q4_0 => each_block::<18>(rows, |kb, lane, block| {
+            let quads = pack_half::<Q4_QUADS>(block, kb, lane, out);
+            scatter_quads(&block[2..], lane, quads, 0);
+        }),
+        BlockType::Q5_0 => each_block::<22>(rows, |kb, lane, block| {
+            pack_fifths(block, lane, pack_half::<Q5_QUADS>(block, kb, lane, out));
+        }),
+        BlockType::Q4_K => each_block::<144>(rows, |kb, lane, block| {
+            pack_q45_k(block, lane, &mut out[kb * Q4K_BYTES..(kb + 1) * Q4K_BYTES]);
+        }),
+        BlockType::Q5_K => each_block::<176>(rows, |kb, lane, block| {
+            pack_q45_k(block, lane, &mut out[kb * Q5K_BYTES..(kb + 1) * Q5K_BYTES]);
+        }),
+        BlockType::Q6_K => each_block::<210>(rows, |kb, lane, block| {
+            pack_q6_k(block, lane, &mut out[kb * Q6K_BYTES..(kb + 1) * Q6K_BYTES]);
+        }),
         _ => {
             for (lane, row) in src.chunks_exact(row_bytes).enumerate() {
-                match ty {
-                    BlockType::Q8_0 => pack_plain::<34>(row, lane, quads, scales, 0x8080_8080),
-                    BlockType::Q4_0 => pack_plain::<18>(row, lane, quads, scales, 0),
-                    BlockType::Q5_0 => pack_q5_0(row, lane, quads, scales),
-                    BlockType::Q4_K => pack_q45_k::<144>(row, lane, quads, scales),
-                    BlockType::Q5_K => pack_q45_k::<176>(row, lane, quads, scales),
-                    BlockType::Q6_K => pack_q6_k(row, lane, quads, scales),
-                    _ => pack_bytes(ty, row, k, lane, quads, scales),
+                for (kb, out) in out.chunks_exact_mut(BYTES_BYTES).enumerate() {
+                    pack_bytes(ty, row, kb, lane, out);
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Calls `f` with the index, the lane and the bytes of each block of `SIZE` bytes, the same block of
+/// all rows before the next one.
+fn each_block<const SIZE: usize>(
+    (src, row_bytes): (&[u8], usize),
+    mut f: impl FnMut(usize, usize, &[u8; SIZE]),
+) {
+    for kb in 0..row_bytes / SIZE {
+        for (lane, row) in src.chunks_exact(row_bytes).enumerate() {
+            if let Some((block, _)) = row[kb * SIZE..].split_first_chunk() {
+                f(kb, lane, block);
+            }
+        }
+    }
 }
 
 /// Elements of `SIZE` bytes: `[row][k]` to `[k][16]`.
@@ -328,81 +367,66 @@ fn scatter_quads(bytes: &[u8], lane: usize, quads: &mut [u8], flip: u32) {
     }
 }
 
-/// Q8_0 and Q4_0: blocks of `BYTES`, a half and then the integers.
-fn pack_plain<const BYTES: usize>(
-    row: &[u8],
+/// Writes the half that block `kb` begins with; returns the block's quads, `QUADS` bytes.
+fn pack_half<'a, const QUADS: usize>(
+    block: &[u8],
+    kb: usize,
     lane: usize,
-    quads: &mut [u8],
-    scales: &mut [u8],
-    flip: u32,
-) {
-    let blocks = row.chunks_exact(BYTES).zip(quads.chunks_exact_mut((BYTES - 2) * PANEL));
-    for ((block, quads), scales) in blocks.zip(scales.chunks_exact_mut(2 * PANEL)) {
-        scales[2 * lane..2 * lane + 2].copy_from_slice(&block[..2]);
-        scatter_quads(&block[2..], lane, quads, flip);
+    out: &'a mut [u8],
+) -> &'a mut [u8] {
+    let size = two_blocks(QUADS);
+    let group = &mut out[kb / 2 * size..(kb / 2 + 1) * size];
+    let at = 2 * QUADS + 2 * PANEL * (kb % 2) + 2 * lane;
+    group[at..at + 2].copy_from_slice(&block[..2]);
+    &mut group[kb % 2 * QUADS..(kb % 2 + 1) * QUADS]
+}
+
+/// Q5_0: after the half 32 fifth bits and 16 bytes of nibbles.
+fn pack_fifths(block: &[u8; 22], lane: usize, quads: &mut [u8]) {
+    scatter_quads(&block[6..], lane, quads, 0);
+    let fifth = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+    for j in 0..4 {
+        // Every fourth bit, brought together: each multiple shifts one of them into the top byte.
+        let bits = u64::from(fifth >> j & 0x1111_1111);
+        let even = bits & 0x0101_0101;
+        let odd = bits >> 4 & 0x0101_0101;
+        let gather = |b: u64| b.wrapping_mul(0x0104_1040) >> 24 & 0x55;
+        quads[256 + 4 * lane + j] = (gather(even) | gather(odd) << 1) as u8;
     }
 }
 
-/// Q5_0: a half, 32 fifth bits, 16 bytes of nibbles.
-fn pack_q5_0(row: &[u8], lane: usize, quads: &mut [u8], scales: &mut [u8]) {
-    let blocks = row.chunks_exact(22).zip(quads.chunks_exact_mut(320));
-    for ((block, quads), scales) in blocks.zip(scales.chunks_exact_mut(2 * PANEL)) {
-        scales[2 * lane..2 * lane + 2].copy_from_slice(&block[..2]);
-        scatter_quads(&block[6..], lane, quads, 0);
-        let fifth = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
-        for j in 0..4 {
-            let bits = (0..8).fold(0, |bits, v| bits | (fifth >> (4 * v + j) & 1) << v);
-            quads[256 + 4 * lane + j] = bits as u8;
-        }
+/// Q4_K, and Q5_K with 32 bytes of fifth bits before the nibbles.
+fn pack_q45_k(block: &[u8], lane: usize, out: &mut [u8]) {
+    let (scales, quads) = out.split_at_mut(K_SCALES);
+    scales[2 * lane..2 * lane + 2].copy_from_slice(&block[..2]);
+    scales[32 + 2 * lane..34 + 2 * lane].copy_from_slice(&block[2..4]);
+    for j in 0..8 {
+        let (scale, min) = blocks::scale_min(j, &block[4..16]);
+        scales[64 + 16 * j + lane] = scale;
+        scales[192 + 16 * j + lane] = min;
     }
+    let (nibbles, fifth) = quads.split_at_mut(2048);
+    scatter_quads(&block[block.len() - 128..], lane, nibbles, 0);
+    scatter_quads(&block[16..block.len() - 128], lane, fifth, 0);
 }
 
-/// Q4_K (144 bytes a superblock) and Q5_K (176: 32 bytes of fifth bits before the nibbles).
-fn pack_q45_k<const BYTES: usize>(row: &[u8], lane: usize, quads: &mut [u8], scales: &mut [u8]) {
-    let quad_bytes = (BYTES - 16) * PANEL;
-    let blocks = row.chunks_exact(BYTES).zip(quads.chunks_exact_mut(quad_bytes));
-    for ((block, quads), scales) in blocks.zip(scales.chunks_exact_mut(K_SCALES)) {
-        scales[2 * lane..2 * lane + 2].copy_from_slice(&block[..2]);
-        scales[32 + 2 * lane..34 + 2 * lane].copy_from_slice(&block[2..4]);
-        for j in 0..8 {
-            let (scale, min) = blocks::scale_min(j, &block[4..16]);
-            scales[64 + 16 * j + lane] = scale;
-            scales[192 + 16 * j + lane] = min;
-        }
-        let (nibbles, fifth) = quads.split_at_mut(2048);
-        scatter_quads(&block[BYTES - 128..], lane, nibbles, 0);
-        scatter_quads(&block[16..BYTES - 128], lane, fifth, 0);
+fn pack_q6_k(block: &[u8], lane: usize, out: &mut [u8]) {
+    let (scales, quads) = out.split_at_mut(Q6_SCALES);
+    scales[2 * lane..2 * lane + 2].copy_from_slice(&block[208..]);
+    for j in 0..16 {
+        scales[32 + 16 * j + lane] = block[192 + j];
     }
+    scatter_quads(&block[..192], lane, quads, 0);
 }
 
-fn pack_q6_k(row: &[u8], lane: usize, quads: &mut [u8], scales: &mut [u8]) {
-    let blocks = row.chunks_exact(210).zip(quads.chunks_exact_mut(3072));
-    for ((block, quads), scales) in blocks.zip(scales.chunks_exact_mut(Q6_SCALES)) {
-        scales[2 * lane..2 * lane + 2].copy_from_slice(&block[208..]);
-        for j in 0..16 {
-            scales[32 + 16 * j + lane] = block[192 + j];
-        }
-        scatter_quads(&block[..192], lane, quads, 0);
+/// Any other format, as integers.
+fn pack_bytes(ty: BlockType, row: &[u8], kb: usize, lane: usize, out: &mut [u8]) {
+    let parts = crate::integers::integers(ty, row, kb);
+    let (scales, quads) = out.split_at_mut(BYTES_SCALES);
+    let values = [parts.scale[0], parts.scale[1], parts.min[0], parts.min[1]];
+    for (i, v) in values.into_iter().enumerate() {
+        scales[64 * i + 4 * lane..64 * i + 4 * lane + 4].copy_from_slice(&v.to_le_bytes());
     }
-}
-
-/// Any other format: recovers the integers of each 16 weights from the dequantised values.
-fn pack_bytes(
-    ty: BlockType,
-    row: &[u8],
-    k: usize,
-    lane: usize,
-    quads: &mut [u8],
-    scales: &mut [u8],
-) {
-    for kb in 0..k / 32 {
-        let parts = crate::integers::integers(ty, row, kb);
-        let scales = &mut scales[kb * BYTES_SCALES..(kb + 1) * BYTES_SCALES];
-        let values = [parts.scale[0], parts.scale[1], parts.min[0], parts.min[1]];
-        for (i, v) in values.into_iter().enumerate() {
-            scales[64 * i + 4 * lane..64 * i + 4 * lane + 4].copy_from_slice(&v.to_le_bytes());
-        }
-        let bytes = parts.q.map(|q| (q as u8) ^ 0x80);
-        scatter_quads(&bytes, lane, &mut quads[kb * 512..(kb + 1) * 512], 0);
-    }
+    let bytes = parts.q.map(|q| (q as u8) ^ 0x80);
+    scatter_quads(&bytes, lane, quads, 0);
 }

@@ -10,7 +10,7 @@ use crate::buffer::SharedMut;
 use crate::element::{Element, F16, F32};
 use crate::panel::{Layout, Packed};
 use crate::pool::Pool;
-use crate::simd::{Isa, Kernel, PANEL, Simd, prefetch};
+use crate::simd::{Isa, Kernel, PANEL, Simd};
 use crate::unpack::{self, Format};
 use std::ops::Range;
 
@@ -178,7 +178,7 @@ impl<F: Format> Integers<'_, F> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize>(&self, panel: usize, tile: Tile) {
         let blocks = self.x.k / BLOCK;
-        let (quads, scales) = self.job.w.panel(panel);
+        let weights = self.job.w.panel(panel);
         let first = tile.row * blocks;
         let x = Block {
             values: self.x.values[first * BLOCK..].as_ptr(),
@@ -187,17 +187,13 @@ impl<F: Format> Integers<'_, F> {
             minus: self.x.minus[first..].as_ptr(),
             sum: self.x.sums[first..].as_ptr(),
         };
-        let bytes = quads.len() / blocks;
         for lane0 in (0..PANEL).step_by(S::LANES) {
             // SAFETY: every block of the panel and of the tile is in bounds: `x` has
             // M * blocks blocks from the tile's first row on.
             unsafe {
                 let mut acc = [S::splat(0.0); M];
                 for kb in 0..blocks {
-                    if M <= AHEAD_ROWS && lane0 == 0 {
-                        ahead(quads.as_ptr().wrapping_add(kb * bytes), bytes);
-                    }
-                    let b = F::block::<S>(quads.as_ptr(), scales.as_ptr(), kb, lane0);
+                    let b = F::block::<S>(weights.as_ptr(), kb, lane0);
                     for (m, acc) in acc.iter_mut().enumerate() {
                         *acc = step::<S, F>(*acc, &b, x.at(kb * M + m));
                     }
@@ -207,19 +203,6 @@ impl<F: Format> Integers<'_, F> {
                 }
             }
         }
-    }
-}
-
-/// Rows up to which a product waits for memory more than it computes.
-const AHEAD_ROWS: usize = 4;
-/// How far ahead of its use a weight is asked for, in bytes.
-const AHEAD: usize = 4096;
-
-/// Asks for `bytes` bytes of weights, [`AHEAD`] of `p`: the next panel follows this one.
-#[inline(always)]
-fn ahead(p: *const u8, bytes: usize) {
-    for line in (0..bytes).step_by(64) {
-        prefetch(p.wrapping_add(AHEAD + line));
     }
 }
 
@@ -382,8 +365,7 @@ impl Pairs<'_> {
         const PAIRS: usize = BLOCK / 2;
         let pairs = self.x.k.div_ceil(2);
         let x = self.x.values[tile.row * self.x.k.div_ceil(BLOCK) * PAIRS..].as_ptr();
-        let panels: [*const u8; P] =
-            std::array::from_fn(|p| self.job.w.panel(panel + p).0.as_ptr());
+        let panels: [*const u8; P] = std::array::from_fn(|p| self.job.w.panel(panel + p).as_ptr());
         for m0 in (0..M).step_by(MM) {
             for lane0 in (0..PANEL).step_by(S::LANES) {
                 // SAFETY: pairs run over the panel's; `x` has M rows of k, blocked by 32.
@@ -395,9 +377,6 @@ impl Pairs<'_> {
                             let at = ((kb * PAIRS + i) * PANEL + lane0) * 4;
                             let mut w = [S::splat_w(0); P];
                             for (w, p) in w.iter_mut().zip(panels) {
-                                if M <= AHEAD_ROWS && lane0 == 0 {
-                                    prefetch(p.wrapping_add(at + AHEAD));
-                                }
                                 *w = S::load_w(p.add(at));
                             }
                             for (m, acc) in acc.iter_mut().enumerate() {
@@ -441,7 +420,7 @@ impl Kernel for ExactPairs<'_> {
 impl ExactPairs<'_> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize>(&self, panel: usize, tile: Tile) {
-        let (k, weights) = (self.x.k, self.job.w.panel(panel).0.as_ptr());
+        let (k, weights) = (self.x.k, self.job.w.panel(panel).as_ptr());
         let x = self.x.values[tile.row * k.next_multiple_of(BLOCK)..].as_ptr();
         for lane0 in (0..PANEL).step_by(S::LANES) {
             // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32 and padded.
@@ -532,8 +511,7 @@ impl<F: Element> Floats<'_, F> {
     ) {
         let k = self.x.k;
         let x = self.x.values[tile.row * k.next_multiple_of(BLOCK)..].as_ptr();
-        let panels: [*const u8; P] =
-            std::array::from_fn(|p| self.job.w.panel(panel + p).0.as_ptr());
+        let panels: [*const u8; P] = std::array::from_fn(|p| self.job.w.panel(panel + p).as_ptr());
         for m0 in (0..M).step_by(MM) {
             for lane0 in (0..PANEL).step_by(S::LANES) {
                 // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32.
@@ -591,15 +569,15 @@ impl<F: Format> Kernel for Exact<'_, F> {
 impl<F: Format> Exact<'_, F> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize>(&self, panel: usize, tile: Tile) {
-        let (quads, scales) = self.job.w.panel(panel);
+        let weights = self.job.w.panel(panel);
         let x = self.x.values[tile.row * self.x.k..].as_ptr();
         for lane0 in (0..PANEL).step_by(S::LANES) {
             // SAFETY: as in `Integers::tile`; the k of quantised weights is a multiple of 32.
             unsafe {
                 let mut acc = [S::splat(0.0); M];
                 for kb in 0..self.x.k / BLOCK {
-                    let b = F::block::<S>(quads.as_ptr(), scales.as_ptr(), kb, lane0);
-                    let w = weights::<S, F>(&b);
+                    let b = F::block::<S>(weights.as_ptr(), kb, lane0);
+                    let w = unpacked::<S, F>(&b);
                     let x = x.add(kb * M * BLOCK);
                     for (k, &w) in w.iter().enumerate() {
                         for (m, acc) in acc.iter_mut().enumerate() {
@@ -618,7 +596,7 @@ impl<F: Format> Exact<'_, F> {
 /// The 32 weights of a block as f32, rounded as the formats' reference rounds them: the product
 /// with the scale, then the addition of the minimum.
 #[inline(always)]
-pub(crate) unsafe fn weights<S: Simd, F: Format>(b: &unpack::Block<S>) -> [S::F; BLOCK] {
+pub(crate) unsafe fn unpacked<S: Simd, F: Format>(b: &unpack::Block<S>) -> [S::F; BLOCK] {
     // SAFETY: arithmetic only.
     unsafe {
         let mut out = [S::splat(0.0); BLOCK];
@@ -649,14 +627,14 @@ impl<F: Format> Kernel for Row<'_, F> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (quads, scales) = self.w.panel(self.r / PANEL);
+        let weights = self.w.panel(self.r / PANEL);
         let lane0 = self.r % PANEL / S::LANES * S::LANES;
         let lane = self.r % PANEL - lane0;
         for (kb, out) in self.out.chunks_exact_mut(BLOCK).enumerate() {
             // SAFETY: `out` has one chunk for each block of the panel.
             unsafe {
-                let b = F::block::<S>(quads.as_ptr(), scales.as_ptr(), kb, lane0);
-                for (out, w) in out.iter_mut().zip(weights::<S, F>(&b)) {
+                let b = F::block::<S>(weights.as_ptr(), kb, lane0);
+                for (out, w) in out.iter_mut().zip(unpacked::<S, F>(&b)) {
                     let mut lanes = [0.0f32; PANEL];
                     S::store(lanes.as_mut_ptr(), w);
                     *out = lanes[lane];

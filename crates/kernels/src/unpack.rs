@@ -1,6 +1,9 @@
 //! How each quantised layout yields a block of 32 k for the lanes of a vector.
 
-use crate::panel::{BYTES_SCALES, K_SCALES, Q6_SCALES};
+use crate::panel::{
+    BYTES_BYTES, BYTES_SCALES, K_SCALES, Q4_QUADS, Q4K_BYTES, Q5_QUADS, Q5K_BYTES, Q6_SCALES,
+    Q6K_BYTES, Q8_QUADS, two_blocks,
+};
 use crate::simd::{PANEL, Simd};
 
 /// 32 k of `LANES` rows. Weight (k, lane) is `scale * (byte - OFFSET) + min`, where k = 4 v + j is
@@ -25,14 +28,8 @@ pub(crate) trait Format {
     /// Block `kb` for the rows `lane0 .. lane0 + LANES` of a panel.
     ///
     /// # Safety
-    /// The features of `S`; `quads` and `scales` are those of a panel of this layout that has the
-    /// block.
-    unsafe fn block<S: Simd>(
-        quads: *const u8,
-        scales: *const u8,
-        kb: usize,
-        lane0: usize,
-    ) -> Block<S>;
+    /// The features of `S`; `panel` is one of this layout that has the block.
+    unsafe fn block<S: Simd>(panel: *const u8, kb: usize, lane0: usize) -> Block<S>;
 }
 
 pub(crate) struct Q8_0;
@@ -42,6 +39,21 @@ pub(crate) struct Q4K;
 pub(crate) struct Q5K;
 pub(crate) struct Q6K;
 pub(crate) struct Bytes;
+
+/// The quads and the half of block `kb` where two blocks make a group.
+#[inline(always)]
+unsafe fn of_two<S: Simd, const QUADS: usize>(
+    panel: *const u8,
+    kb: usize,
+    lane0: usize,
+) -> (*const u8, S::F) {
+    // SAFETY: the panel has the block.
+    unsafe {
+        let group = panel.add(kb / 2 * two_blocks(QUADS));
+        let d = group.add(2 * QUADS + 2 * PANEL * (kb % 2) + 2 * lane0);
+        (group.add(kb % 2 * QUADS), S::load_f16(d.cast()))
+    }
+}
 
 // No closures below: they would not be compiled with the features of the instruction set.
 
@@ -78,11 +90,11 @@ impl Format for Q8_0 {
     const MINS: bool = false;
 
     #[inline(always)]
-    unsafe fn block<S: Simd>(q: *const u8, s: *const u8, kb: usize, lane0: usize) -> Block<S> {
+    unsafe fn block<S: Simd>(p: *const u8, kb: usize, lane0: usize) -> Block<S> {
         // SAFETY: block `kb` lies inside the panel, see `panel`'s table.
         unsafe {
-            let d = S::load_f16(s.add(32 * kb + 2 * lane0).cast());
-            Block { w: load8::<S>(q.add(512 * kb), lane0), scale: [d; 2], min: [S::splat(0.0); 2] }
+            let (q, d) = of_two::<S, Q8_QUADS>(p, kb, lane0);
+            Block { w: load8::<S>(q, lane0), scale: [d; 2], min: [S::splat(0.0); 2] }
         }
     }
 }
@@ -94,14 +106,14 @@ impl Format for Q4_0 {
     const MINS: bool = false;
 
     #[inline(always)]
-    unsafe fn block<S: Simd>(q: *const u8, s: *const u8, kb: usize, lane0: usize) -> Block<S> {
+    unsafe fn block<S: Simd>(p: *const u8, kb: usize, lane0: usize) -> Block<S> {
         // SAFETY: block `kb` lies inside the panel, see `panel`'s table.
         unsafe {
-            let d = S::load_f16(s.add(32 * kb + 2 * lane0).cast());
+            let (q, d) = of_two::<S, Q4_QUADS>(p, kb, lane0);
             let nibble = S::splat_w(15);
             let mut w = [nibble; 8];
             for v in 0..4 {
-                let both = S::load_w(q.add(256 * kb + 64 * v + 4 * lane0));
+                let both = S::load_w(q.add(64 * v + 4 * lane0));
                 w[v] = S::and(both, nibble);
                 w[v + 4] = S::and(S::shr(both, 4), nibble);
             }
@@ -117,11 +129,11 @@ impl Format for Q5_0 {
     const MINS: bool = false;
 
     #[inline(always)]
-    unsafe fn block<S: Simd>(q: *const u8, s: *const u8, kb: usize, lane0: usize) -> Block<S> {
+    unsafe fn block<S: Simd>(p: *const u8, kb: usize, lane0: usize) -> Block<S> {
         // SAFETY: block `kb` lies inside the panel, see `panel`'s table.
         unsafe {
-            let d = S::load_f16(s.add(32 * kb + 2 * lane0).cast());
-            let q = q.add(320 * kb + 4 * lane0);
+            let (q, d) = of_two::<S, Q5_QUADS>(p, kb, lane0);
+            let q = q.add(4 * lane0);
             let (nibble, fifth) = (S::splat_w(15), S::splat_w(16));
             let high = S::load_w(q.add(256));
             let mut w = [nibble; 8];
@@ -137,12 +149,11 @@ impl Format for Q5_0 {
     }
 }
 
-/// Scale and (negated) minimum of sub-block `kb` of a Q4_K or Q5_K panel.
+/// Scale and (negated) minimum of sub-block `kb % 8` of the Q4_K or Q5_K superblock at `s`.
 #[inline(always)]
 unsafe fn k_scales<S: Simd>(s: *const u8, kb: usize, lane0: usize) -> (S::F, S::F) {
-    // SAFETY: superblock kb / 8 lies inside the panel.
+    // SAFETY: the superblock has these scales.
     unsafe {
-        let s = s.add(kb / 8 * K_SCALES);
         let at = PANEL * (kb % 8) + lane0;
         let d = S::load_f16(s.add(2 * lane0).cast());
         let dmin = S::load_f16(s.add(32 + 2 * lane0).cast());
@@ -177,11 +188,12 @@ impl Format for Q4K {
     const MINS: bool = true;
 
     #[inline(always)]
-    unsafe fn block<S: Simd>(q: *const u8, s: *const u8, kb: usize, lane0: usize) -> Block<S> {
+    unsafe fn block<S: Simd>(p: *const u8, kb: usize, lane0: usize) -> Block<S> {
         // SAFETY: block `kb` lies inside the panel, see `panel`'s table.
         unsafe {
-            let (scale, min) = k_scales::<S>(s, kb, lane0);
-            let w = k_nibbles::<S>(q.add(kb / 8 * 2048), kb, lane0);
+            let p = p.add(kb / 8 * Q4K_BYTES);
+            let (scale, min) = k_scales::<S>(p, kb, lane0);
+            let w = k_nibbles::<S>(p.add(K_SCALES), kb, lane0);
             Block { w, scale: [scale; 2], min: [min; 2] }
         }
     }
@@ -194,11 +206,12 @@ impl Format for Q5K {
     const MINS: bool = true;
 
     #[inline(always)]
-    unsafe fn block<S: Simd>(q: *const u8, s: *const u8, kb: usize, lane0: usize) -> Block<S> {
+    unsafe fn block<S: Simd>(p: *const u8, kb: usize, lane0: usize) -> Block<S> {
         // SAFETY: block `kb` lies inside the panel, see `panel`'s table.
         unsafe {
-            let (scale, min) = k_scales::<S>(s, kb, lane0);
-            let q = q.add(kb / 8 * 2560);
+            let p = p.add(kb / 8 * Q5K_BYTES);
+            let (scale, min) = k_scales::<S>(p, kb, lane0);
+            let q = p.add(K_SCALES);
             let low = k_nibbles::<S>(q, kb, lane0);
             let high = bits8::<S>(load8::<S>(q.add(2048), lane0), kb % 8, 1);
             let w = join::<S>(low, high);
@@ -215,18 +228,18 @@ impl Format for Q6K {
 
     /// Half a superblock (128 k) has 64 bytes of nibbles a row and 32 of pairs of upper bits.
     #[inline(always)]
-    unsafe fn block<S: Simd>(q: *const u8, s: *const u8, kb: usize, lane0: usize) -> Block<S> {
+    unsafe fn block<S: Simd>(p: *const u8, kb: usize, lane0: usize) -> Block<S> {
         // SAFETY: block `kb` lies inside the panel, see `panel`'s table.
         unsafe {
             let (half, j) = (kb % 8 / 4, kb % 4);
-            let s = s.add(kb / 8 * Q6_SCALES);
+            let s = p.add(kb / 8 * Q6K_BYTES);
             let d = S::load_f16(s.add(2 * lane0).cast());
             let at = 32 + PANEL * 2 * (kb % 8) + lane0;
             let scale = [
                 S::mul(d, S::load_i8(s.add(at).cast())),
                 S::mul(d, S::load_i8(s.add(at + PANEL).cast())),
             ];
-            let q = q.add(kb / 8 * 3072);
+            let q = s.add(Q6_SCALES);
             let low = load8::<S>(q.add(1024 * half + 512 * (j % 2)), lane0);
             let high = load8::<S>(q.add(2048 + 512 * half), lane0);
             let w = join::<S>(bits8::<S>(low, 4 * (j / 2), 15), bits8::<S>(high, 2 * j, 3));
@@ -242,12 +255,13 @@ impl Format for Bytes {
     const MINS: bool = true;
 
     #[inline(always)]
-    unsafe fn block<S: Simd>(q: *const u8, s: *const u8, kb: usize, lane0: usize) -> Block<S> {
+    unsafe fn block<S: Simd>(p: *const u8, kb: usize, lane0: usize) -> Block<S> {
         // SAFETY: block `kb` lies inside the panel, see `panel`'s table.
         unsafe {
-            let s = s.add(BYTES_SCALES * kb + 4 * lane0);
+            let (s, q) =
+                (p.add(BYTES_BYTES * kb + 4 * lane0), p.add(BYTES_BYTES * kb + BYTES_SCALES));
             Block {
-                w: load8::<S>(q.add(512 * kb), lane0),
+                w: load8::<S>(q, lane0),
                 scale: [S::load(s.cast()), S::load(s.add(64).cast())],
                 min: [S::load(s.add(128).cast()), S::load(s.add(192).cast())],
             }

@@ -109,18 +109,6 @@ impl Isa {
     }
 }
 
-/// Asks for the cache line at `p`, which need not be an address of anything.
-#[inline(always)]
-pub(crate) fn prefetch(p: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which never faults; SSE is part of x86-64.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast())
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
-}
-
 /// A computation written over [`Simd`]: the value holds the arguments.
 pub(crate) trait Kernel {
     /// What the computation returns.
