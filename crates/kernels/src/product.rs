@@ -323,6 +323,10 @@ impl Kernel for Pairs<'_> {
                         16 if S::LANES >= 16 => self.some::<S, 16, 16, 1>(panel, tile, wide),
                         16 => self.some::<S, 16, 8, 1>(panel, tile, wide),
                         8 => self.some::<S, 8, 8, 1>(panel, tile, wide),
+                        4 if S::LANES >= 16 => self.some::<S, 4, 4, 1>(panel, tile, wide),
+                        2 if S::LANES >= 16 => self.some::<S, 2, 2, 1>(panel, tile, wide),
+                        1 if S::LANES >= 16 => self.some::<S, 1, 1, 1>(panel, tile, wide),
+                        // Narrow vectors would wait for their chain of additions, not for memory.
                         4 => self.some::<S, 4, 4, 2>(panel, tile, wide),
                         2 => self.some::<S, 2, 2, 4>(panel, tile, wide),
                         _ => self.some::<S, 1, 1, 4>(panel, tile, wide),
