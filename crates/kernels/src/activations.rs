@@ -44,6 +44,7 @@ pub struct FloatRows {
 }
 
 /// Activations in 8 bits, for products with quantised weights.
+#[derive(Default)]
 pub struct ByteRows {
     pub(crate) rows: usize,
     pub(crate) k: usize,
@@ -61,6 +62,7 @@ pub struct ByteRows {
 }
 
 /// Activations in bfloat16, for products with weights of that type.
+#[derive(Default)]
 pub struct PairRows {
     pub(crate) rows: usize,
     pub(crate) k: usize,
@@ -92,40 +94,31 @@ impl FloatRows {
 impl ByteRows {
     /// Quantises `x`, rows of `k`; `k` must be a multiple of 32.
     pub fn new(isa: Isa, pool: &Pool, x: &[f32], k: usize) -> Self {
+        let mut out = Self::default();
+        out.fill(isa, pool, x, k);
+        out
+    }
+
+    /// The same into the memory of earlier rows: fresh pages cost as much as what is computed.
+    pub fn fill(&mut self, isa: Isa, pool: &Pool, x: &[f32], k: usize) {
         assert!(k.is_multiple_of(BLOCK) && x.len().is_multiple_of(k), "rows of {k} in {}", x.len());
         let rows = x.len() / k;
         let blocks = rows * k / BLOCK;
-        let mut out = Self {
-            rows,
-            k,
-            tiles: tiles(rows),
-            values: vec![0; rows * k],
-            scales: vec![0.0; blocks],
-            halves: vec![[0; 2]; blocks],
-            minus: vec![0; blocks],
-            sums: vec![0.0; blocks],
-        };
-        let to = (
-            SharedMut(out.values.as_mut_ptr()),
-            SharedMut(out.scales.as_mut_ptr()),
-            SharedMut(out.halves.as_mut_ptr()),
-            SharedMut(out.minus.as_mut_ptr()),
-            SharedMut(out.sums.as_mut_ptr()),
-        );
-        let tiles = &out.tiles;
+        (self.rows, self.k, self.tiles) = (rows, k, tiles(rows));
+        self.values.resize(rows * k, 0);
+        self.scales.resize(blocks, 0.0);
+        self.halves.resize(blocks, [0; 2]);
+        self.minus.resize(blocks, 0);
+        self.sums.resize(blocks, 0.0);
+        let values = SharedMut(self.values.as_mut_ptr());
+        let scales = SharedMut(self.scales.as_mut_ptr());
+        let halves = SharedMut(self.halves.as_mut_ptr());
+        let minus = SharedMut(self.minus.as_mut_ptr());
+        let sums = SharedMut(self.sums.as_mut_ptr());
+        let tiles = &self.tiles;
         pool.split(tiles.len(), (16384 / k / 16).max(1), &|range| {
-            isa.run(Quantise {
-                x,
-                k,
-                tiles: &tiles[range],
-                values: to.0,
-                scales: to.1,
-                halves: to.2,
-                minus: to.3,
-                sums: to.4,
-            });
+            isa.run(Quantise { x, k, tiles: &tiles[range], values, scales, halves, minus, sums });
         });
-        out
     }
 }
 
@@ -177,29 +170,19 @@ unsafe fn block<S: Simd>(x: *const f32, out: *mut i8) -> (f32, [i32; 2]) {
         for i in (0..BLOCK).step_by(S::LANES) {
             top = S::max(S::abs(S::load(x.add(i))), top);
         }
-        let mut lanes = [0.0f32; 16];
-        S::store(lanes.as_mut_ptr(), top);
-        // A maximum does not depend on the order.
-        for half in [8, 4, 2, 1] {
-            for i in 0..half {
-                let other = lanes[i + half];
-                lanes[i] = if other > lanes[i] { other } else { lanes[i] };
-            }
-        }
-        let top = lanes[0];
+        let top = S::max_all(top);
         let inverse = if top > 0.0 { 127.0 / top } else { 0.0 };
         // 127 / top overflows for the smallest subnormals: such a block counts as zeros.
         let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-        for i in (0..BLOCK).step_by(S::LANES) {
-            S::store_i8(out.add(i), S::round(S::mul(S::load(x.add(i)), S::splat(inverse))));
-        }
-        // Products with ones: every lane gets the sum of the half, below 2^11.
-        let ones = [S::splat_w(1); 8];
         let mut sums = [0i32; 2];
         for (half, sum) in sums.iter_mut().enumerate() {
-            let all = S::dot::<4, 15>(S::splat_i(0), &ones, 0, out.add(16 * half));
-            S::store(lanes.as_mut_ptr(), S::to_f32(all));
-            *sum = lanes[0] as i32;
+            let mut total = S::splat(0.0);
+            for i in (16 * half..16 * half + 16).step_by(S::LANES) {
+                let v = S::round(S::mul(S::load(x.add(i)), S::splat(inverse)));
+                S::store_i8(out.add(i), v);
+                total = S::add(total, v);
+            }
+            *sum = S::sum_all(total) as i32;
         }
         (if inverse == 0.0 { 0.0 } else { top / 127.0 }, sums)
     }
@@ -210,15 +193,22 @@ impl PairRows {
     /// zero, as those of the weights do: then no product and no sum of products can be subnormal,
     /// which is where processors differ.
     pub fn new(isa: Isa, pool: &Pool, x: &[f32], k: usize) -> Self {
+        let mut out = Self::default();
+        out.fill(isa, pool, x, k);
+        out
+    }
+
+    /// The same into the memory of earlier rows.
+    pub fn fill(&mut self, isa: Isa, pool: &Pool, x: &[f32], k: usize) {
         assert!(x.len().is_multiple_of(k), "rows of {k} in {}", x.len());
         let (rows, blocks) = (x.len() / k, k.div_ceil(BLOCK));
-        let mut values = vec![0; rows * blocks * (BLOCK / 2)];
-        let tiles = tiles(rows);
-        let out = SharedMut(values.as_mut_ptr());
+        (self.rows, self.k, self.tiles) = (rows, k, tiles(rows));
+        self.values.resize(rows * blocks * (BLOCK / 2), 0);
+        let out = SharedMut(self.values.as_mut_ptr());
+        let tiles = &self.tiles;
         pool.split(tiles.len(), (16384 / k / 16).max(1), &|range| {
             isa.run(Round { x, k, tiles: &tiles[range], out });
         });
-        Self { rows, k, tiles, values }
     }
 }
 

@@ -99,7 +99,7 @@ impl Kernel for Dots {
             let mut acc = [S::splat_i(0); 8];
             for _ in 0..self.0 {
                 for acc in &mut acc {
-                    *acc = S::dot::<8, 15>(*acc, &w, 0, std::hint::black_box(x.as_ptr()));
+                    *acc = S::dot::<8, 15, false>(*acc, &w, 0, std::hint::black_box(x.as_ptr()));
                 }
             }
             let mut lanes = [0.0; 16];

@@ -10,12 +10,12 @@
 //!
 //! | format | a group | has |
 //! |---|---|---|
-//! | Q8_0 | 64 k | 2 x 512 bytes of quads (w + 128), then 2 x f16 d |
-//! | Q4_0 | 64 k | 2 x 256 (low nibbles k 0-15, high 16-31), 2 x f16 d |
-//! | Q5_0 | 64 k | 2 x (256 + 64: bit v of byte j is the fifth of k = 4 v + j), 2 x f16 d |
+//! | Q8_0 | 64 k | 2 x f16 d, then 2 x 512 bytes of quads (w + 128) |
+//! | Q4_0 | 64 k | 2 x f16 d, 2 x 256 (low nibbles k 0-15, high 16-31) |
+//! | Q5_0 | 64 k | 2 x f16 d, 2 x (256 + 64: bit v of byte j is the fifth of k = 4 v + j) |
 //! | Q4_K | 256 k | f16 d, f16 dmin, 8 x u8 scale, 8 x u8 min, 2048 |
 //! | Q5_K | 256 k | the same, 2048, 512 (fifth bits) |
-//! | Q6_K | 256 k | f16 d, 16 x i8 scale, 2048, 1024 (upper bits) |
+//! | Q6_K | 256 k | f16 d, 16 x i8 scale, 2 x (512 of upper bits, 1024) |
 //! | Bytes | 32 k | 2 x f32 scale, 2 x f32 min (halves of 16 k), 512 (w + 128) |
 //!
 //! `Bytes` takes every other GGUF format without loss, at 12 bits a weight.
@@ -376,9 +376,10 @@ fn pack_half<'a, const QUADS: usize>(
 ) -> &'a mut [u8] {
     let size = two_blocks(QUADS);
     let group = &mut out[kb / 2 * size..(kb / 2 + 1) * size];
-    let at = 2 * QUADS + 2 * PANEL * (kb % 2) + 2 * lane;
-    group[at..at + 2].copy_from_slice(&block[..2]);
-    &mut group[kb % 2 * QUADS..(kb % 2 + 1) * QUADS]
+    let (halves, quads) = group.split_at_mut(2 * 2 * PANEL);
+    let at = 2 * PANEL * (kb % 2) + 2 * lane;
+    halves[at..at + 2].copy_from_slice(&block[..2]);
+    &mut quads[kb % 2 * QUADS..(kb % 2 + 1) * QUADS]
 }
 
 /// Q5_0: after the half 32 fifth bits and 16 bytes of nibbles.
@@ -416,7 +417,11 @@ fn pack_q6_k(block: &[u8], lane: usize, out: &mut [u8]) {
     for j in 0..16 {
         scales[32 + 16 * j + lane] = block[192 + j];
     }
-    scatter_quads(&block[..192], lane, quads, 0);
+    for (half, quads) in quads.chunks_exact_mut(1536).enumerate() {
+        let (upper, nibbles) = quads.split_at_mut(512);
+        scatter_quads(&block[128 + 32 * half..160 + 32 * half], lane, upper, 0);
+        scatter_quads(&block[64 * half..64 * half + 64], lane, nibbles, 0);
+    }
 }
 
 /// Any other format, as integers.

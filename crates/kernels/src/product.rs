@@ -10,7 +10,7 @@ use crate::buffer::SharedMut;
 use crate::element::{Element, F16, F32};
 use crate::panel::{Layout, Packed};
 use crate::pool::Pool;
-use crate::simd::{Isa, Kernel, PANEL, Simd};
+use crate::simd::{Isa, Kernel, PANEL, Simd, prefetch};
 use crate::unpack::{self, Format};
 use std::ops::Range;
 
@@ -104,6 +104,14 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// The panels in groups that stay in the second-level cache with a tile of activations: each
+    /// tile is read once for a whole group.
+    fn groups(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let each = ((384 << 10) / self.w.panel(0).len()).clamp(1, 8);
+        let (start, end) = (self.panels.start, self.panels.end);
+        (start..end).step_by(each).map(move |p| p..(p + each).min(end))
+    }
+
     /// Stores the lanes `lane0 ..` of panel `panel` for row `row`.
     ///
     /// # Safety
@@ -165,10 +173,20 @@ impl<F: Format> Kernel for Integers<'_, F> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for panel in self.job.panels.clone() {
+        for panels in self.job.groups() {
             for &tile in &self.x.tiles {
-                // SAFETY: tile and panel are parts of the operands.
-                by_rows!(tile, M => unsafe { self.tile::<S, M>(panel, tile) });
+                for panel in panels.clone() {
+                    // SAFETY: tile and panel are parts of the operands.
+                    unsafe {
+                        match tile.rows {
+                            16 => self.tile::<S, 16, false>(panel, tile),
+                            8 => self.tile::<S, 8, false>(panel, tile),
+                            4 => self.tile::<S, 4, false>(panel, tile),
+                            2 => self.tile::<S, 2, false>(panel, tile),
+                            _ => self.tile::<S, 1, true>(panel, tile),
+                        }
+                    }
+                }
             }
         }
     }
@@ -176,7 +194,7 @@ impl<F: Format> Kernel for Integers<'_, F> {
 
 impl<F: Format> Integers<'_, F> {
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize>(&self, panel: usize, tile: Tile) {
+    unsafe fn tile<S: Simd, const M: usize, const ALONE: bool>(&self, panel: usize, tile: Tile) {
         let blocks = self.x.k / BLOCK;
         let weights = self.job.w.panel(panel);
         let first = tile.row * blocks;
@@ -187,15 +205,19 @@ impl<F: Format> Integers<'_, F> {
             minus: self.x.minus[first..].as_ptr(),
             sum: self.x.sums[first..].as_ptr(),
         };
+        let bytes = weights.len() / blocks;
         for lane0 in (0..PANEL).step_by(S::LANES) {
             // SAFETY: every block of the panel and of the tile is in bounds: `x` has
             // M * blocks blocks from the tile's first row on.
             unsafe {
                 let mut acc = [S::splat(0.0); M];
                 for kb in 0..blocks {
+                    if lane0 == 0 && (M > 1 || F::HALVES) {
+                        ahead::<M>(weights.as_ptr().wrapping_add(kb * bytes), bytes);
+                    }
                     let b = F::block::<S>(weights.as_ptr(), kb, lane0);
                     for (m, acc) in acc.iter_mut().enumerate() {
-                        *acc = step::<S, F>(*acc, &b, x.at(kb * M + m));
+                        *acc = step::<S, F, ALONE>(*acc, &b, x.at(kb * M + m));
                     }
                 }
                 for (m, acc) in acc.into_iter().enumerate() {
@@ -203,6 +225,17 @@ impl<F: Format> Integers<'_, F> {
                 }
             }
         }
+    }
+}
+
+/// Asks for the weights of a later block of `bytes` bytes. With one row a product reads as fast as
+/// memory gives, and asking costs; with several it computes between reads, so long that neither
+/// the processor's own foresight nor its reordering reach the next block.
+#[inline(always)]
+fn ahead<const M: usize>(p: *const u8, bytes: usize) {
+    let blocks = if M <= 4 { 12 } else { 6 };
+    for line in (0..bytes).step_by(64) {
+        prefetch(p.wrapping_add(blocks * bytes + line));
     }
 }
 
@@ -235,7 +268,11 @@ impl Block {
 
 /// Adds one block of 32 k to an accumulator.
 #[inline(always)]
-unsafe fn step<S: Simd, F: Format>(acc: S::F, b: &unpack::Block<S>, x: Block) -> S::F {
+unsafe fn step<S: Simd, F: Format, const ALONE: bool>(
+    acc: S::F,
+    b: &unpack::Block<S>,
+    x: Block,
+) -> S::F {
     // SAFETY: `x` is a block of activations; the rest is arithmetic.
     unsafe {
         let d = S::splat(*x.scale);
@@ -249,9 +286,9 @@ unsafe fn step<S: Simd, F: Format>(acc: S::F, b: &unpack::Block<S>, x: Block) ->
         } else {
             let init = offset::<S, F>(*x.minus);
             let sum = match F::MAX {
-                15 => S::dot::<8, 15>(init, &b.w, 0, x.values),
-                31 => S::dot::<8, 31>(init, &b.w, 0, x.values),
-                _ => S::dot::<8, 255>(init, &b.w, 0, x.values),
+                15 => S::dot::<8, 15, ALONE>(init, &b.w, 0, x.values),
+                31 => S::dot::<8, 31, ALONE>(init, &b.w, 0, x.values),
+                _ => S::dot::<8, 255, ALONE>(init, &b.w, 0, x.values),
             };
             S::fma(S::to_f32(sum), S::mul(b.scale[0], d), acc)
         };
@@ -296,8 +333,8 @@ unsafe fn half<S: Simd, F: Format>(
     unsafe {
         let init = offset::<S, F>(minus);
         S::to_f32(match F::MAX {
-            63 => S::dot::<4, 63>(init, &b.w, first, x),
-            _ => S::dot::<4, 255>(init, &b.w, first, x),
+            63 => S::dot::<4, 63, false>(init, &b.w, first, x),
+            _ => S::dot::<4, 255, false>(init, &b.w, first, x),
         })
     }
 }
@@ -381,6 +418,9 @@ impl Pairs<'_> {
                             let at = ((kb * PAIRS + i) * PANEL + lane0) * 4;
                             let mut w = [S::splat_w(0); P];
                             for (w, p) in w.iter_mut().zip(panels) {
+                                if M > 1 && lane0 == 0 && m0 == 0 {
+                                    prefetch(p.wrapping_add(at + if M <= 4 { 4096 } else { 2048 }));
+                                }
                                 *w = S::load_w(p.add(at));
                             }
                             for (m, acc) in acc.iter_mut().enumerate() {

@@ -50,8 +50,8 @@ unsafe fn of_two<S: Simd, const QUADS: usize>(
     // SAFETY: the panel has the block.
     unsafe {
         let group = panel.add(kb / 2 * two_blocks(QUADS));
-        let d = group.add(2 * QUADS + 2 * PANEL * (kb % 2) + 2 * lane0);
-        (group.add(kb % 2 * QUADS), S::load_f16(d.cast()))
+        let d = group.add(2 * PANEL * (kb % 2) + 2 * lane0);
+        (group.add(4 * PANEL + kb % 2 * QUADS), S::load_f16(d.cast()))
     }
 }
 
@@ -239,9 +239,9 @@ impl Format for Q6K {
                 S::mul(d, S::load_i8(s.add(at).cast())),
                 S::mul(d, S::load_i8(s.add(at + PANEL).cast())),
             ];
-            let q = s.add(Q6_SCALES);
-            let low = load8::<S>(q.add(1024 * half + 512 * (j % 2)), lane0);
-            let high = load8::<S>(q.add(2048 + 512 * half), lane0);
+            let q = s.add(Q6_SCALES + 1536 * half);
+            let low = load8::<S>(q.add(512 + 512 * (j % 2)), lane0);
+            let high = load8::<S>(q, lane0);
             let w = join::<S>(bits8::<S>(low, 4 * (j / 2), 15), bits8::<S>(high, 2 * j, 3));
             Block { w, scale, min: [S::splat(0.0); 2] }
         }

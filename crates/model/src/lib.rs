@@ -14,7 +14,7 @@ mod load;
 mod settings;
 
 use lapidary_formats::{Checkpoint, Result};
-use lapidary_ops::{KvCache, KvLayout, Ops, Rows, Tensor};
+use lapidary_ops::{BlockType, KvCache, KvLayout, Ops, Rows, Tensor};
 use load::Weights;
 pub use load::block_type;
 pub use settings::Settings;
@@ -64,6 +64,8 @@ pub struct Loaded {
     pub model: Box<dyn Model>,
     /// Bytes of weights that one decoding step reads.
     pub step_bytes: usize,
+    /// How many weights of each type take part in products.
+    pub weights: Vec<(BlockType, usize)>,
     /// Things that the user should know: tensors that the family has no use for, slower paths.
     pub notes: Vec<String>,
 }
@@ -135,8 +137,8 @@ pub fn load(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
     let (settings, family) = find(Settings::new(checkpoint)?)?;
     let mut weights = Weights::new(checkpoint, ops);
     let model = (family.load)(&settings, &mut weights)?;
-    let (step_bytes, notes) = weights.finish();
-    Ok(Loaded { model, step_bytes, notes })
+    let (step_bytes, weights, notes) = weights.finish();
+    Ok(Loaded { model, step_bytes, weights, notes })
 }
 
 /// Runs all layers over `rows`: `[rows, width]`, before the last norm.

@@ -22,6 +22,7 @@ pub struct Weights<'a> {
     taken: HashSet<String>,
     ignored: Vec<&'static str>,
     step_bytes: usize,
+    counts: Vec<(BlockType, usize)>,
     slow: Vec<&'static str>,
 }
 
@@ -47,6 +48,7 @@ impl<'a> Weights<'a> {
             taken: HashSet::new(),
             ignored: Vec::new(),
             step_bytes: 0,
+            counts: Vec::new(),
             slow: Vec::new(),
         }
     }
@@ -133,6 +135,10 @@ impl<'a> Weights<'a> {
         let raw = RawMatrix { name, ty, n, k, bytes: Arc::new(bytes.clone()), done: &done };
         let weight = self.ops.matrix(raw).map_err(|e| view.wrong(e))?;
         self.step_bytes += weight.bytes();
+        match self.counts.iter_mut().find(|(t, _)| *t == ty) {
+            Some((_, count)) => *count += n * k,
+            None => self.counts.push((ty, n * k)),
+        }
         Ok(weight)
     }
 
@@ -312,8 +318,8 @@ impl<'a> Weights<'a> {
         Ok((weight, self.bias(hf, gguf, len)?))
     }
 
-    /// Bytes that a step reads, and what the user should be told.
-    pub(crate) fn finish(self) -> (usize, Vec<String>) {
+    /// Bytes that a step reads, weights by type, and what the user should be told.
+    pub(crate) fn finish(self) -> (usize, Vec<(BlockType, usize)>, Vec<String>) {
         let unused: Vec<&str> = (self.checkpoint.tensors())
             .map(|t| &*t.name)
             .filter(|name| !self.taken.contains(*name))
@@ -334,7 +340,7 @@ impl<'a> Weights<'a> {
                 "{types} weights take the slower path, repacked to 12 bits a weight"
             ));
         }
-        (self.step_bytes, notes)
+        (self.step_bytes, self.counts, notes)
     }
 }
 

@@ -27,11 +27,21 @@ const GRAIN: usize = 16 * 1024;
 /// Listens to intermediate results: name, rows, values.
 pub type Probe = Box<dyn FnMut(&str, usize, &[f32]) + Send>;
 
+/// Which arrangement of the activations a product takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Floats,
+    Pairs,
+    Bytes,
+}
+
 /// Activations as the last product arranged them; the next product is often of the same tensor.
-enum Arranged {
-    Floats(FloatRows),
-    Pairs(PairRows),
-    Bytes(ByteRows),
+struct Arranged {
+    /// Whose they are.
+    last: Option<(u64, Form)>,
+    floats: FloatRows,
+    pairs: PairRows,
+    bytes: ByteRows,
 }
 
 /// The processor: an instruction set and a pool of threads.
@@ -41,15 +51,20 @@ pub struct Cpu {
     precision: Precision,
     free: Arc<FreeList>,
     next_id: u64,
-    arranged: Option<(u64, Arranged)>,
+    arranged: Arranged,
     probe: Option<Probe>,
 }
 
 impl Cpu {
     /// Runs on `pool` with instruction set `isa`.
     pub fn new(isa: Isa, pool: Arc<Pool>, precision: Precision) -> Self {
-        let free = Arc::default();
-        Self { isa, pool, precision, free, next_id: 1, arranged: None, probe: None }
+        let arranged = Arranged {
+            last: None,
+            floats: FloatRows::new(&[], 1),
+            pairs: PairRows::default(),
+            bytes: ByteRows::default(),
+        };
+        Self { isa, pool, precision, free: Arc::default(), next_id: 1, arranged, probe: None }
     }
 
     /// One that keeps more buffers of dropped tensors: training frees a block's at once.
@@ -138,31 +153,24 @@ impl Cpu {
     }
 
     fn product(&mut self, x: &Tensor, w: &Packed, out: &mut [f32]) {
-        let fast = self.precision == Precision::Fast;
-        let (bytes, pairs) = (fast && w.layout.is_quantised(), fast && w.layout == Layout::Bf16);
-        let known = match &self.arranged {
-            Some((id, Arranged::Floats(_))) => *id == x.id() && !bytes && !pairs,
-            Some((id, Arranged::Pairs(_))) => *id == x.id() && pairs,
-            Some((id, Arranged::Bytes(_))) => *id == x.id() && bytes,
-            None => false,
+        let form = match (self.precision, w.layout) {
+            (Precision::Fast, Layout::Bf16) => Form::Pairs,
+            (Precision::Fast, layout) if layout.is_quantised() => Form::Bytes,
+            _ => Form::Floats,
         };
-        if !known {
-            let (isa, pool) = (self.isa, &*self.pool);
-            let arranged = if bytes {
-                Arranged::Bytes(ByteRows::new(isa, pool, x.data(), x.cols()))
-            } else if pairs {
-                Arranged::Pairs(PairRows::new(isa, pool, x.data(), x.cols()))
-            } else {
-                Arranged::Floats(FloatRows::new(x.data(), x.cols()))
-            };
-            self.arranged = Some((x.id(), arranged));
+        let (isa, pool, arranged) = (self.isa, &*self.pool, &mut self.arranged);
+        if arranged.last != Some((x.id(), form)) {
+            match form {
+                Form::Floats => arranged.floats = FloatRows::new(x.data(), x.cols()),
+                Form::Pairs => arranged.pairs.fill(isa, pool, x.data(), x.cols()),
+                Form::Bytes => arranged.bytes.fill(isa, pool, x.data(), x.cols()),
+            }
+            arranged.last = Some((x.id(), form));
         }
-        let (isa, pool) = (self.isa, &*self.pool);
-        match &self.arranged {
-            Some((_, Arranged::Floats(x))) => kernels::product_f32(isa, pool, x, w, out),
-            Some((_, Arranged::Pairs(x))) => kernels::product_bf16(isa, pool, x, w, out),
-            Some((_, Arranged::Bytes(x))) => kernels::product_i8(isa, pool, x, w, out),
-            None => unreachable!("arranged above"),
+        match form {
+            Form::Floats => kernels::product_f32(isa, pool, &arranged.floats, w, out),
+            Form::Pairs => kernels::product_bf16(isa, pool, &arranged.pairs, w, out),
+            Form::Bytes => kernels::product_i8(isa, pool, &arranged.bytes, w, out),
         }
     }
 }

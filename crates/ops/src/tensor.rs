@@ -12,7 +12,7 @@ pub(crate) struct FreeList {
 
 impl Default for FreeList {
     fn default() -> Self {
-        Self::new(8)
+        Self::new(16)
     }
 }
 
@@ -32,7 +32,7 @@ impl FreeList {
         let mut free = self.buffers.lock().unwrap_or_else(|e| e.into_inner());
         let best = (free.iter().enumerate())
             // A much larger one would be missed where it is needed.
-            .filter(|(_, v)| (len..=4 * len + 1024).contains(&v.capacity()))
+            .filter(|(_, v)| (len..=2 * len + 1024).contains(&v.capacity()))
             .min_by_key(|(_, v)| v.capacity())
             .map(|(i, _)| i);
         let mut v = best.map_or_else(|| Vec::with_capacity(len), |i| free.swap_remove(i));

@@ -95,6 +95,22 @@ impl Simd for Avx2 {
         unsafe { _mm256_round_ps::<NEAREST>(a) }
     }
     #[inline(always)]
+    unsafe fn max_all(a: Self::F) -> f32 {
+        unsafe {
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_shuffle_ps::<1>(a, a)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum_all(a: Self::F) -> f32 {
+        unsafe {
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps::<1>(a, a)))
+        }
+    }
+    #[inline(always)]
     unsafe fn select_lt(a: Self::F, b: Self::F, t: Self::F, f: Self::F) -> Self::F {
         unsafe { _mm256_blendv_ps(f, t, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) }
     }
@@ -199,7 +215,7 @@ impl Simd for Avx2 {
     /// `vpmaddubsw` adds pairs in 16 bits, so `MAX` says how many of its results may be summed
     /// before widening; bytes of more than 7 bits go through their magnitude's sign instead.
     #[inline(always)]
-    unsafe fn dot<const V: usize, const MAX: i32>(
+    unsafe fn dot<const V: usize, const MAX: i32, const ALONE: bool>(
         init: Self::I,
         w: &[Self::W; 8],
         first: usize,

@@ -142,6 +142,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_roundscale_ps::<NEAREST>(a) }
     }
     #[inline(always)]
+    unsafe fn max_all(a: Self::F) -> f32 {
+        unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn sum_all(a: Self::F) -> f32 {
+        unsafe { _mm512_reduce_add_ps(a) }
+    }
+    #[inline(always)]
     unsafe fn select_lt(a: Self::F, b: Self::F, t: Self::F, f: Self::F) -> Self::F {
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), f, t) }
     }
@@ -258,19 +266,20 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    unsafe fn dot<const V: usize, const MAX: i32>(
+    unsafe fn dot<const V: usize, const MAX: i32, const ALONE: bool>(
         init: Self::I,
         w: &[Self::W; 8],
         first: usize,
         x: *const i8,
     ) -> Self::I {
-        let mut acc = init;
-        for v in 0..V {
-            unsafe {
+        unsafe {
+            let mut acc = [init, _mm512_setzero_si512()];
+            for v in 0..V {
                 let x = _mm512_set1_epi32(x.add(4 * v).cast::<i32>().read_unaligned());
-                acc = _mm512_dpbusd_epi32(acc, w[first + v], x);
+                let chain = if ALONE { v % 2 } else { 0 };
+                acc[chain] = _mm512_dpbusd_epi32(acc[chain], w[first + v], x);
             }
+            if ALONE { _mm512_add_epi32(acc[0], acc[1]) } else { acc[0] }
         }
-        acc
     }
 }

@@ -109,6 +109,18 @@ impl Isa {
     }
 }
 
+/// Asks for the cache line at `p`, which need not be an address of anything.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which never faults; SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast())
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// A computation written over [`Simd`]: the value holds the arguments.
 pub(crate) trait Kernel {
     /// What the computation returns.
@@ -157,6 +169,10 @@ pub trait Simd: Copy + 'static {
     unsafe fn abs(a: Self::F) -> Self::F;
     /// To the nearest integer, ties to even.
     unsafe fn round(a: Self::F) -> Self::F;
+    /// The largest lane; no lane may be NaN.
+    unsafe fn max_all(a: Self::F) -> f32;
+    /// The sum of integral lanes, so small that it is exact in any order.
+    unsafe fn sum_all(a: Self::F) -> f32;
     /// Per lane: `t` where `a < b`, else `f`.
     unsafe fn select_lt(a: Self::F, b: Self::F, t: Self::F, f: Self::F) -> Self::F;
     /// 2^n for integral n in -126..=127.
@@ -207,8 +223,9 @@ pub trait Simd: Copy + 'static {
     /// Byte `J` of each lane as f32 (unsigned).
     unsafe fn byte<const J: u32>(a: Self::W) -> Self::F;
     /// `init + sum over v < V, j < 4 of w[v].byte[j] * x[4 v + j]` per lane, exact in i32.
-    /// Weight bytes are unsigned and at most `MAX`; `x` has 4 V values in -127..=127.
-    unsafe fn dot<const V: usize, const MAX: i32>(
+    /// Weight bytes are unsigned and at most `MAX`; `x` has 4 V values in -127..=127. `ALONE`: no
+    /// other sum is computed meanwhile, so that a chain of additions would wait for itself.
+    unsafe fn dot<const V: usize, const MAX: i32, const ALONE: bool>(
         init: Self::I,
         w: &[Self::W; 8],
         first: usize,

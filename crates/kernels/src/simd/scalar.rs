@@ -97,6 +97,14 @@ impl Simd for Scalar {
         a.map(f32::round_ties_even)
     }
     #[inline(always)]
+    unsafe fn max_all(a: Self::F) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
+    unsafe fn sum_all(a: Self::F) -> f32 {
+        a.into_iter().sum()
+    }
+    #[inline(always)]
     unsafe fn select_lt(a: Self::F, b: Self::F, t: Self::F, f: Self::F) -> Self::F {
         map(|i| if a[i] < b[i] { t[i] } else { f[i] })
     }
@@ -156,7 +164,7 @@ impl Simd for Scalar {
         map(|i| f32::from(a[4 * i + J as usize]))
     }
     #[inline(always)]
-    unsafe fn dot<const V: usize, const MAX: i32>(
+    unsafe fn dot<const V: usize, const MAX: i32, const ALONE: bool>(
         init: Self::I,
         w: &[Self::W; 8],
         first: usize,
