@@ -104,11 +104,12 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The panels in groups that stay in the second-level cache with a tile of activations: each
-    /// tile is read once for a whole group.
-    fn groups(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+    /// The panels in groups that stay in the second-level cache with a tile of activations, so that
+    /// each of `tiles` tiles is read once for a whole group; a single tile takes all at once.
+    fn groups(&self, tiles: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let each = ((384 << 10) / self.w.panel(0).len()).clamp(1, 8);
         let (start, end) = (self.panels.start, self.panels.end);
+        let each = if tiles == 1 { (end - start).max(1) } else { each };
         (start..end).step_by(each).map(move |p| p..(p + each).min(end))
     }
 
@@ -173,7 +174,7 @@ impl<F: Format> Kernel for Integers<'_, F> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for panels in self.job.groups() {
+        for panels in self.job.groups(self.x.tiles.len()) {
             for &tile in &self.x.tiles {
                 for panel in panels.clone() {
                     // SAFETY: tile and panel are parts of the operands.
@@ -350,48 +351,46 @@ impl Kernel for Pairs<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (mut panel, end) = (self.job.panels.start, self.job.panels.end);
-        while panel < end {
-            let wide = end - panel >= 4;
+        for panels in self.job.groups(self.x.tiles.len()) {
             for &tile in &self.x.tiles {
-                // SAFETY: tile and panels are parts of the operands; `wide` says that there are four.
+                // SAFETY: tile and panels are parts of the operands.
                 unsafe {
                     match tile.rows {
-                        16 if S::LANES >= 16 => self.some::<S, 16, 16, 1>(panel, tile, wide),
-                        16 => self.some::<S, 16, 8, 1>(panel, tile, wide),
-                        8 => self.some::<S, 8, 8, 1>(panel, tile, wide),
-                        4 if S::LANES >= 16 => self.some::<S, 4, 4, 1>(panel, tile, wide),
-                        2 if S::LANES >= 16 => self.some::<S, 2, 2, 1>(panel, tile, wide),
-                        1 if S::LANES >= 16 => self.some::<S, 1, 1, 1>(panel, tile, wide),
+                        16 if S::LANES >= 16 => self.some::<S, 16, 16, 1>(&panels, tile),
+                        16 => self.some::<S, 16, 8, 1>(&panels, tile),
+                        8 => self.some::<S, 8, 8, 1>(&panels, tile),
+                        4 if S::LANES >= 16 => self.some::<S, 4, 4, 1>(&panels, tile),
+                        2 if S::LANES >= 16 => self.some::<S, 2, 2, 1>(&panels, tile),
+                        1 if S::LANES >= 16 => self.some::<S, 1, 1, 1>(&panels, tile),
                         // Narrow vectors would wait for their chain of additions, not for memory.
-                        4 => self.some::<S, 4, 4, 2>(panel, tile, wide),
-                        2 => self.some::<S, 2, 2, 4>(panel, tile, wide),
-                        _ => self.some::<S, 1, 1, 4>(panel, tile, wide),
+                        4 => self.some::<S, 4, 4, 2>(&panels, tile),
+                        2 => self.some::<S, 2, 2, 4>(&panels, tile),
+                        _ => self.some::<S, 1, 1, 4>(&panels, tile),
                     }
                 }
             }
-            panel += if wide { 4 } else { 1 };
         }
     }
 }
 
 impl Pairs<'_> {
-    /// One panel, or four of them `P` at a time.
+    /// Some panels, `P` at a time as long as there are so many.
     #[inline(always)]
     unsafe fn some<S: Simd, const M: usize, const MM: usize, const P: usize>(
         &self,
-        panel: usize,
+        panels: &Range<usize>,
         tile: Tile,
-        wide: bool,
     ) {
-        // SAFETY: `wide` says that there are four panels.
+        let mut panel = panels.start;
+        // SAFETY: the panels are the operand's.
         unsafe {
-            if wide {
-                for p in (0..4).step_by(P) {
-                    self.tile::<S, M, MM, P>(panel + p, tile);
-                }
-            } else {
+            while panel + P <= panels.end {
+                self.tile::<S, M, MM, P>(panel, tile);
+                panel += P;
+            }
+            while panel < panels.end {
                 self.tile::<S, M, MM, 1>(panel, tile);
+                panel += 1;
             }
         }
     }
@@ -504,44 +503,42 @@ impl<F: Element> Kernel for Floats<'_, F> {
     /// Few rows take several panels at once: a single chain of additions would wait for itself.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (mut panel, end) = (self.job.panels.start, self.job.panels.end);
-        while panel < end {
-            let wide = end - panel >= 4;
+        for panels in self.job.groups(self.x.tiles.len()) {
             for &tile in &self.x.tiles {
                 // SAFETY: tile and panels are parts of the operands.
                 unsafe {
                     match tile.rows {
-                        16 if S::LANES >= 16 => self.some::<S, 16, 16, 1>(panel, tile, wide),
-                        16 => self.some::<S, 16, 8, 1>(panel, tile, wide),
-                        8 => self.some::<S, 8, 8, 1>(panel, tile, wide),
-                        4 => self.some::<S, 4, 4, 2>(panel, tile, wide),
-                        2 => self.some::<S, 2, 2, 4>(panel, tile, wide),
-                        _ => self.some::<S, 1, 1, 4>(panel, tile, wide),
+                        16 if S::LANES >= 16 => self.some::<S, 16, 16, 1>(&panels, tile),
+                        16 => self.some::<S, 16, 8, 1>(&panels, tile),
+                        8 => self.some::<S, 8, 8, 1>(&panels, tile),
+                        4 => self.some::<S, 4, 4, 2>(&panels, tile),
+                        2 => self.some::<S, 2, 2, 4>(&panels, tile),
+                        _ => self.some::<S, 1, 1, 4>(&panels, tile),
                     }
                 }
             }
-            panel += if wide { 4 } else { 1 };
         }
     }
 }
 
 impl<F: Element> Floats<'_, F> {
-    /// One panel, or four of them `P` at a time.
+    /// Some panels, `P` at a time as long as there are so many.
     #[inline(always)]
     unsafe fn some<S: Simd, const M: usize, const MM: usize, const P: usize>(
         &self,
-        panel: usize,
+        panels: &Range<usize>,
         tile: Tile,
-        wide: bool,
     ) {
-        // SAFETY: `wide` says that there are four panels.
+        let mut panel = panels.start;
+        // SAFETY: the panels are the operand's.
         unsafe {
-            if wide {
-                for p in (0..4).step_by(P) {
-                    self.tile::<S, M, MM, P>(panel + p, tile);
-                }
-            } else {
+            while panel + P <= panels.end {
+                self.tile::<S, M, MM, P>(panel, tile);
+                panel += P;
+            }
+            while panel < panels.end {
                 self.tile::<S, M, MM, 1>(panel, tile);
+                panel += 1;
             }
         }
     }
