@@ -1,9 +1,9 @@
 //! Operands of a product, and how a strip of one is laid out for the inner loop: for each place of
 //! the contraction the values of `W` neighbouring outputs.
 
-use crate::element::{Bf16, Element, F16, F32};
+use crate::element::{Element, F16, F32};
 use crate::panel::{Layout, Packed};
-use crate::product::weights;
+use crate::product::unpacked;
 use crate::simd::{PANEL, Simd};
 use crate::unpack::{self, Format};
 use std::ops::Range;
@@ -34,7 +34,7 @@ macro_rules! each_layout {
                 $body
             }
             Layout::Bf16 => {
-                type $F = Floats<Bf16>;
+                type $F = Pairs;
                 $body
             }
             Layout::Q8_0 => {
@@ -43,6 +43,10 @@ macro_rules! each_layout {
             }
             Layout::Q4_0 => {
                 type $F = Blocks<unpack::Q4_0>;
+                $body
+            }
+            Layout::Q5_0 => {
+                type $F = Blocks<unpack::Q5_0>;
                 $body
             }
             Layout::Q4K => {
@@ -140,6 +144,8 @@ trait Reader {
 }
 
 struct Floats<E>(std::marker::PhantomData<E>);
+/// bfloat16s.
+struct Pairs;
 struct Blocks<F>(std::marker::PhantomData<F>);
 
 impl<E: Element> Reader for Floats<E> {
@@ -147,9 +153,28 @@ impl<E: Element> Reader for Floats<E> {
     unsafe fn read<S: Simd>(w: &Packed, p: usize, kb: usize, out: *mut f32) {
         // SAFETY: inputs below `w.k` of an existing panel.
         unsafe {
-            let quads = w.panel(p).0.as_ptr().add(kb * 32 * PANEL * E::BYTES);
+            let quads = w.panel(p).as_ptr().add(kb * 32 * PANEL * E::BYTES);
             for i in (0..32.min(w.k - 32 * kb) * PANEL).step_by(S::LANES) {
                 S::store(out.add(i), E::load::<S>(quads.add(i * E::BYTES)));
+            }
+        }
+    }
+}
+
+impl Reader for Pairs {
+    #[inline(always)]
+    unsafe fn read<S: Simd>(w: &Packed, p: usize, kb: usize, out: *mut f32) {
+        // SAFETY: inputs below `w.k` of an existing panel, which is padded to whole pairs.
+        unsafe {
+            let (pairs, count) = (w.panel(p).as_ptr().add(kb * 32 * PANEL * 2), w.k - 32 * kb);
+            for k in (0..32.min(count)).step_by(2) {
+                for lane0 in (0..PANEL).step_by(S::LANES) {
+                    let two = S::bf16_pair(S::load_w(pairs.add((k / 2 * PANEL + lane0) * 4)));
+                    S::store(out.add(k * PANEL + lane0), two[0]);
+                    if k + 1 < count {
+                        S::store(out.add((k + 1) * PANEL + lane0), two[1]);
+                    }
+                }
             }
         }
     }
@@ -160,10 +185,10 @@ impl<F: Format> Reader for Blocks<F> {
     unsafe fn read<S: Simd>(w: &Packed, p: usize, kb: usize, out: *mut f32) {
         // SAFETY: an existing block of an existing panel.
         unsafe {
-            let (quads, scales) = w.panel(p);
+            let panel = w.panel(p).as_ptr();
             for lane0 in (0..PANEL).step_by(S::LANES) {
-                let b = F::block::<S>(quads.as_ptr(), scales.as_ptr(), kb, lane0);
-                for (k, v) in weights::<S, F>(&b).into_iter().enumerate() {
+                let b = F::block::<S>(panel, kb, lane0);
+                for (k, v) in unpacked::<S, F>(&b).into_iter().enumerate() {
                     S::store(out.add(k * PANEL + lane0), v);
                 }
             }
