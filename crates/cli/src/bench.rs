@@ -1,12 +1,12 @@
 //! `lapidary bench`: prefill and decode, beside what the machine can do.
 
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, PrecisionArg};
 use crate::model::Weights;
 use crate::run::rate;
 use crate::together::Together;
 use crate::{Outcome, show};
 use lapidary_engine::Session;
-use lapidary_ops::{int8_peak, read_bandwidth};
+use lapidary_ops::{BlockType, bf16_peak, f32_peak, int8_peak, read_bandwidth};
 use std::time::{Duration, Instant};
 
 /// Medians and extremes of some measurements, in tokens for each second.
@@ -30,6 +30,39 @@ impl Figures {
     fn text(&self) -> String {
         let (low, high) = (self.0[0], self.0[self.0.len() - 1]);
         format!("{:8.2} tokens/s   ({low:.2} to {high:.2})", self.median())
+    }
+}
+
+/// Operations for each second that the processor reaches at most, on all threads.
+struct Peaks {
+    int8: f64,
+    bf16: f64,
+    f32: f64,
+}
+
+impl Peaks {
+    fn measure(ready: &Weights) -> Self {
+        let (isa, pool) = (ready.cpu.isa(), ready.cpu.pool());
+        Self { int8: int8_peak(isa, pool), bf16: bf16_peak(isa, pool), f32: f32_peak(isa, pool) }
+    }
+
+    /// Seconds that the products of a prompt take at these rates: two operations for each weight
+    /// and token, and the output projection for the last token alone.
+    fn prefill(&self, ready: &Weights, exact: bool, tokens: usize) -> f64 {
+        let (info, weights) = (ready.loaded.model.info(), &ready.loaded.weights);
+        let all: usize = weights.iter().map(|(_, count)| count).sum();
+        let head = ((info.vocab * info.width) as f64 / all as f64).min(1.0);
+        let passes = tokens as f64 * (1.0 - head) + head;
+        let seconds = weights.iter().map(|(ty, count)| {
+            let peak = match ty {
+                _ if exact => self.f32,
+                BlockType::F32 | BlockType::F16 => self.f32,
+                BlockType::BF16 => self.bf16,
+                _ => self.int8,
+            };
+            2.0 * *count as f64 * passes / peak
+        });
+        seconds.sum()
     }
 }
 
@@ -71,9 +104,11 @@ pub fn bench(args: BenchArgs) -> Outcome {
     }
     let resident = show::peak_resident();
     let bandwidth = read_bandwidth(ready.cpu.isa(), ready.cpu.pool())?;
-    let peak = int8_peak(ready.cpu.isa(), ready.cpu.pool());
+    let peaks = Peaks::measure(&ready);
     let prefill = (!prefill.is_empty()).then(|| Figures::new(prefill));
     let decode = (!decode.is_empty()).then(|| Figures::new(decode));
+    let bound = peaks.prefill(&ready, args.model.precision == PrecisionArg::Exact, args.prompt);
+    let share = prefill.as_ref().map(|p| bound * p.median() / args.prompt as f64);
     let step = ready.loaded.step_bytes as f64;
     let read = decode.as_ref().map(|d| d.median() * step);
     if args.json {
@@ -90,7 +125,10 @@ pub fn bench(args: BenchArgs) -> Outcome {
             "weight_bytes_per_step": ready.loaded.step_bytes,
             "decode_bytes_per_second": read,
             "read_bandwidth_bytes_per_second": bandwidth,
-            "int8_peak_operations_per_second": peak,
+            "int8_peak_operations_per_second": peaks.int8,
+            "bf16_peak_operations_per_second": peaks.bf16,
+            "f32_peak_operations_per_second": peaks.f32,
+            "prefill_share_of_peak": share,
             "decode_share_of_bandwidth": read.map(|r| r / bandwidth),
             "peak_resident_bytes": resident,
             "file_bytes": ready.checkpoint.file_bytes(),
@@ -102,13 +140,16 @@ pub fn bench(args: BenchArgs) -> Outcome {
     println!("model      {}", ready.checkpoint.name());
     let (threads, isa) = (ready.cpu.pool().threads(), ready.cpu.isa().name());
     println!(
-        "machine    {threads} threads, {isa}; reads {:.1} GB/s, {:.0} GOP/s in 8 bits",
+        "machine    {threads} threads, {isa}; reads {:.1} GB/s; {:.0} GOP/s in 8 bits, {:.0} in bfloat16, {:.0} in f32",
         bandwidth / 1e9,
-        peak / 1e9
+        peaks.int8 / 1e9,
+        peaks.bf16 / 1e9,
+        peaks.f32 / 1e9
     );
     println!("load       {:8.2} s", load.as_secs_f64());
-    if let Some(p) = prefill {
+    if let (Some(p), Some(share)) = (prefill, share) {
         println!("prefill    {}   {} tokens after {}", p.text(), args.prompt, args.depth);
+        println!("           {:8.0} % of what its products do at the peak", 100.0 * share);
     }
     if let (Some(d), Some(read)) = (decode, read) {
         println!("decode     {}   {} tokens after {}", d.text(), args.generate, args.depth);

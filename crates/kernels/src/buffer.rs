@@ -12,6 +12,12 @@ pub struct Buffer {
     len: usize,
 }
 
+impl Default for Store {
+    fn default() -> Self {
+        Store::Lines(Vec::new())
+    }
+}
+
 enum Store {
     Lines(Vec<Line>),
     /// Pages of their own, large ones where the system has them: weights are read from end to end,

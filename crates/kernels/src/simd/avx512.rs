@@ -220,9 +220,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn dot_bf16(acc: Self::F, w: Self::W, x: *const u32) -> Self::F {
         unsafe {
             if BF16 {
-                // The types of intrinsics alone are transmuted.
+                // The same bits under the type that the intrinsic wants.
                 let x = _mm512_set1_epi32(x.cast::<i32>().read());
-                return _mm512_dpbf16_ps(acc, std::mem::transmute(w), std::mem::transmute(x));
+                let w = std::mem::transmute::<__m512i, __m512bh>(w);
+                return _mm512_dpbf16_ps(acc, w, std::mem::transmute::<__m512i, __m512bh>(x));
             }
             let (w, x) = (Self::bf16_pair(w), *x);
             let odd = Self::splat(f32::from_bits(x & 0xffff_0000));
