@@ -40,6 +40,10 @@ pub enum Command {
     Bench(BenchArgs),
     /// Convert a checkpoint to a GGUF file of another precision
     Quantize(QuantizeArgs),
+    /// Train a model: from nothing, all weights, adapters, preferences
+    Train(TrainArgs),
+    /// Write what a run learnt as Hugging Face files or GGUF
+    Export(ExportArgs),
     /// Put an adapter (PEFT's layout) into the weights of its base
     Merge(MergeArgs),
     /// Make a tokenizer from a corpus: tokenizer.model and tokenizer.json
@@ -495,4 +499,48 @@ pub struct MergeArgs {
     pub adapter: PathBuf,
     /// What to write: a folder for a Hugging Face base, a .gguf file for a GGUF one
     pub out: PathBuf,
+}
+
+/// `lapidary train`.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  lapidary train --init lora my.toml\n  \
+    lapidary train my.toml\n  lapidary train my.toml --resume")]
+pub struct TrainArgs {
+    /// The configuration, a TOML file
+    pub config: Option<PathBuf>,
+    /// Write a commented configuration instead: pretrain, sft, lora or dpo
+    #[arg(long, value_name = "KIND", conflicts_with_all = ["resume", "strict"])]
+    pub init: Option<String>,
+    /// Go on from the last checkpoint of the configuration's output
+    #[arg(long)]
+    pub resume: bool,
+    /// Stop at the first broken line or unfit example
+    #[arg(long)]
+    pub strict: bool,
+}
+
+/// `lapidary export`.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  lapidary export runs/pretrain my-model --format hf\n  \
+    lapidary export runs/lora mine.gguf --format gguf --type q4_0")]
+pub struct ExportArgs {
+    /// The output of a run that has finished
+    pub run: PathBuf,
+    /// What to write
+    pub out: PathBuf,
+    /// In which form
+    #[arg(long, value_enum)]
+    pub format: ExportFormat,
+    /// GGUF: type of the weights, as for `quantize` [default: q8_0; a merged GGUF base keeps its own]
+    #[arg(long = "type", value_name = "TYPE")]
+    pub ty: Option<String>,
+}
+
+/// `--format`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// A folder of Hugging Face files
+    Hf,
+    /// A GGUF file
+    Gguf,
 }

@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod chat;
+mod export;
 mod inspect;
 mod logits;
 mod merge;
@@ -14,6 +15,7 @@ mod serve;
 mod show;
 mod text;
 mod together;
+mod train;
 mod train_tokenizer;
 
 use args::{Cli, Command};
@@ -35,6 +37,8 @@ fn main() -> ExitCode {
         Command::Logits(args) => logits::logits(args),
         Command::Bench(args) => bench::bench(args),
         Command::Quantize(args) => quantize::quantize(args),
+        Command::Train(args) => train::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::TrainTokenizer(args) => train_tokenizer::run(&args),
         Command::Completions { shell } => {

@@ -76,6 +76,10 @@ impl Learner for Bigrams {
         Ok(ids.split_off(1))
     }
 
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     fn save(&mut self, path: &Path) -> Result<()> {
         if self.full {
             fs::write(path, "half").unwrap();

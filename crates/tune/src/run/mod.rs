@@ -3,6 +3,7 @@
 mod checkpoint;
 mod config;
 mod init;
+mod learner;
 mod log;
 mod report;
 mod schedule;

@@ -59,6 +59,9 @@ pub trait Learner {
     /// If the prompt does not fit the model.
     fn answer(&mut self, prompt: &[u32], stops: &[u32], most: usize) -> Result<Vec<u32>>;
 
+    /// Things that the user should know of the model.
+    fn notes(&self) -> Vec<String>;
+
     /// Writes everything from which training goes on to the bit.
     ///
     /// # Errors
@@ -146,6 +149,7 @@ pub fn train<'a>(
         run.restore(&folder, &state)?;
     }
     let done = run.step;
+    run.learner.notes().into_iter().for_each(|n| (run.hooks.listen)(Event::Note(n)));
     (run.hooks.listen)(Event::Begin { done, steps: run.steps });
     let stopped = run.go()?;
     let result = if stopped { None } else { Some(run.finish(&base)?) };
