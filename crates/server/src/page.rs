@@ -162,23 +162,19 @@ mod tests {
         }
     }
 
+    /// Hosts that the files name and never ask: the names of XML dialects, and where marked's own
+    /// error message tells people to report it.
+    const NAMED: [&str; 2] = ["www.w3.org", "github.com"];
+
     #[test]
     fn nothing_of_the_page_leads_elsewhere() {
         for file in FILES {
             let text = String::from_utf8(unpack(file.gzip).unwrap()).unwrap();
-            for (i, _) in text.match_indices("://") {
-                let around = &text[i.saturating_sub(5)..];
-                let host: String = text[i + 3..].chars().take_while(|c| *c != '/').collect();
-                // Names of XML dialects are never fetched; marked takes "http://" before "www.".
-                let name =
-                    around.starts_with("http://www.w3.org/") || host.starts_with(['"', '\'', '`']);
-                let name = name || around.contains("http://www.w3.org/") || !host.contains('.');
-                assert!(
-                    name,
-                    "{}: {:?}",
-                    file.path,
-                    &text[i.saturating_sub(20)..(i + 40).min(text.len())]
-                );
+            for rest in text.split("://").skip(1) {
+                let part = |c: &char| c.is_ascii_alphanumeric() || ".-".contains(*c);
+                let host: String = rest.chars().take_while(part).collect();
+                // Nothing: marked puts "http://" before a text that begins with "www.".
+                assert!(host.is_empty() || NAMED.contains(&host.as_str()), "{}: {host}", file.path);
             }
         }
     }
