@@ -6,8 +6,10 @@
 //! them; the programs take turns.
 
 mod candle;
+mod golden;
 mod llama;
 mod measure;
+mod precision;
 mod table;
 mod work;
 
@@ -60,6 +62,23 @@ enum Command {
         /// Files that --log wrote
         logs: Vec<PathBuf>,
     },
+    /// Print how far each path's predictions are from those of the f32 path
+    Precision {
+        /// The `lapidary` program
+        #[arg(long, value_name = "PATH")]
+        lapidary: PathBuf,
+        /// JSON lines with a key "text" [default: random tokens]
+        #[arg(long, value_name = "FILE")]
+        text: Option<PathBuf>,
+        /// Tokens to compare
+        #[arg(long, value_name = "N", default_value_t = 4096)]
+        tokens: usize,
+        /// GGUF files
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Print what ggml's quantisers lose, for a test of ours
+    Quantisers,
     /// One measurement (what the program starts itself)
     #[command(hide = true)]
     Work {
@@ -85,6 +104,13 @@ fn run(cli: Cli) -> Result<(), String> {
     match cli.command {
         Some(Command::Work { program, row, file, threads }) => {
             measure::worker(&program, &row, &file, threads)
+        }
+        Some(Command::Precision { lapidary, text, tokens, files }) => {
+            precision::print(&lapidary, &files, text.as_deref(), tokens)
+        }
+        Some(Command::Quantisers) => {
+            golden::print();
+            Ok(())
         }
         Some(Command::Table { logs }) => {
             let mut all = Vec::new();

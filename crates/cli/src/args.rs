@@ -447,9 +447,26 @@ pub struct QuantizeArgs {
     pub input: PathBuf,
     /// The GGUF file to write
     pub output: PathBuf,
-    /// Type of the weights: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k, …
+    /// Mixture of types: f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q5_1, q5_0, q4_k_m, q4_k_s,
+    /// q4_1, q4_0, iq4_nl, iq4_xs, mxfp4, q3_k_l, q3_k_m, q3_k_s, q2_k
     #[arg(long = "type", value_name = "TYPE", default_value = "q8_0")]
     pub ty: String,
+    /// Give every matrix the one type that the mixture is named after
+    #[arg(long)]
+    pub pure: bool,
+    /// A text like what the model will read (.txt, .jsonl, .parquet): where its inputs are large,
+    /// weights are kept more exactly. Loads the model
+    #[arg(long, value_name = "FILE")]
+    pub calibrate: Option<PathBuf>,
+    /// A text on which the result's predictions are compared with the source's
+    #[arg(long, value_name = "FILE")]
+    pub kl: Option<PathBuf>,
+    /// Tokens of these texts that are read at most
+    #[arg(long, value_name = "N", default_value_t = 16384)]
+    pub tokens: usize,
+    /// Print type, bits and error of every matrix
+    #[arg(long)]
+    pub tensors: bool,
     /// Threads that compute [default: one for each core]
     #[arg(long, short, value_name = "N")]
     pub threads: Option<usize>,

@@ -3,9 +3,9 @@
 use crate::args::{ExportArgs, ExportFormat};
 use crate::{Outcome, model, show};
 use lapidary_formats::{Checkpoint, Source};
-use lapidary_ops::{BlockType, Pool, blocks};
+use lapidary_ops::Pool;
 use lapidary_tune::run::TrainConfig;
-use lapidary_tune::{Adapter, Options, merge, quantize};
+use lapidary_tune::{Adapter, Options, Recipe, merge, quantize};
 use std::path::{Path, PathBuf};
 
 type Failure = Box<dyn std::error::Error>;
@@ -49,7 +49,7 @@ fn base(run: &Path) -> Result<Checkpoint, Failure> {
 /// Merges where there is an adapter, and converts where another form is wanted.
 fn write(base: &Checkpoint, adapter: Option<&Adapter>, args: &ExportArgs, pool: &Pool) -> Outcome {
     let is_gguf = matches!(base.source(), Source::Gguf(_));
-    let ty = args.ty.as_deref().map(block_type).transpose()?;
+    let ty = args.ty.as_deref().map(recipe).transpose()?;
     match (args.format, adapter) {
         (ExportFormat::Hf, _) if is_gguf => Err("the run's base is a GGUF file, which has no \
             Hugging Face form here: --format gguf was expected"
@@ -72,19 +72,18 @@ fn write(base: &Checkpoint, adapter: Option<&Adapter>, args: &ExportArgs, pool: 
     }
 }
 
-fn convert(from: &Checkpoint, out: &Path, ty: Option<BlockType>, pool: &Pool) -> Outcome {
-    let options = Options { ty: ty.unwrap_or(BlockType::Q8_0) };
+fn convert(from: &Checkpoint, out: &Path, ty: Option<Recipe>, pool: &Pool) -> Outcome {
+    let recipe = ty.or(Recipe::named("q8_0")).ok_or("no type")?;
+    let options = Options { recipe, importance: None };
     let report = quantize(from, out, &options, pool, &mut |_, _| {})?;
-    for name in &report.kept {
-        show::note(&format!("not {}: the rows of {name} don't allow it", options.ty.name()));
+    for (name, ty) in &report.fallen_back {
+        show::note(&format!("{name} became {}: its rows fit no other block", ty.name()));
     }
     Ok(())
 }
 
-fn block_type(name: &str) -> Result<BlockType, String> {
-    let mut writable = BlockType::ALL.into_iter().filter(|t| blocks::can_quantize(*t));
-    writable
-        .find(|t| t.name().eq_ignore_ascii_case(name))
+fn recipe(name: &str) -> Result<Recipe, String> {
+    Recipe::named(name)
         .ok_or_else(|| format!("--type {name}: no such type; see lapidary quantize --help"))
 }
 

@@ -223,3 +223,36 @@ fn bench_reports_its_share_of_the_limit() {
     assert!(report["decode_share_of_bandwidth"].as_f64().unwrap() > 0.0);
     assert!(report["prefill_tokens_per_second"]["median"].as_f64().unwrap() > 0.0);
 }
+
+#[test]
+fn a_quantised_model_is_calibrated_and_compared() {
+    let dir = std::env::temp_dir().join(format!("lapidary-kl-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/default-Q8_0.gguf");
+    let text = dir.join("text.txt");
+    std::fs::write(
+        &text,
+        "Once upon a time there was a little girl who had a big red ball. ".repeat(9),
+    )
+    .unwrap();
+    let out = dir.join("small.gguf");
+    let run = std::process::Command::new(env!("CARGO_BIN_EXE_lapidary"))
+        .args(["quantize", model])
+        .arg(&out)
+        .args(["--type", "q4_k_m", "--tensors", "--tokens", "96", "--calibrate"])
+        .arg(&text)
+        .arg("--kl")
+        .arg(&text)
+        .output()
+        .unwrap();
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{stderr}");
+    assert!(stderr.contains("calibrated on 96 tokens"), "{stderr}");
+    assert!(stderr.contains("4 matrices became Q5_0"), "{stderr}");
+    assert!(stdout.contains("blk.0.attn_q.weight") && stdout.contains("Q4_K"), "{stdout}");
+    let kl = stdout.split("KL divergence ").nth(1).and_then(|s| s.split(' ').next());
+    let kl: f64 = kl.and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{stdout}"));
+    assert!(kl > 0.0 && kl < 0.05, "{stdout}");
+    std::fs::remove_dir_all(&dir).unwrap();
+}

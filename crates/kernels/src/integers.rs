@@ -16,9 +16,10 @@ pub(crate) struct Integers {
 const NONE: f32 = -0.0;
 
 /// The values that IQ4_NL and IQ4_XS index.
-const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const IQ4: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// Twice the values of FP4 (E2M1).
-const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(crate) const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// Weights `32 kb .. 32 kb + 32` of `row`, whose blocks are of type `ty`.
 ///
@@ -58,7 +59,7 @@ fn half(b: &[u8]) -> f32 {
 }
 
 /// 2^(e - 128), the scale of doubled FP4 values under an E8M0 exponent.
-fn half_power(e: u8) -> f32 {
+pub(crate) fn half_power(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
 }
 

@@ -14,7 +14,7 @@ mod load;
 mod settings;
 
 use lapidary_formats::{Checkpoint, Result};
-use lapidary_ops::{BlockType, KvCache, KvLayout, Ops, Rows, Tensor};
+use lapidary_ops::{BlockType, KvCache, KvLayout, Ops, Rows, Tensor, Weight};
 use load::Weights;
 pub use load::block_type;
 pub use settings::Settings;
@@ -68,6 +68,9 @@ pub struct Loaded {
     pub weights: Vec<(BlockType, usize)>,
     /// Things that the user should know: tensors that the family has no use for, slower paths.
     pub notes: Vec<String>,
+    /// Matrices that products read, by the names of their tensors: a tensor that is cut into parts
+    /// comes several times.
+    pub matrices: Vec<(String, Weight)>,
 }
 
 /// A family: the names that files know it by, and its loader.
@@ -137,8 +140,9 @@ pub fn load(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
     let (settings, family) = find(Settings::new(checkpoint)?)?;
     let mut weights = Weights::new(checkpoint, ops);
     let model = (family.load)(&settings, &mut weights)?;
+    let matrices = std::mem::take(&mut weights.matrices);
     let (step_bytes, weights, notes) = weights.finish();
-    Ok(Loaded { model, step_bytes, weights, notes })
+    Ok(Loaded { model, step_bytes, weights, notes, matrices })
 }
 
 /// Runs all layers over `rows`: `[rows, width]`, before the last norm.

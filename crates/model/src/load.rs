@@ -24,6 +24,7 @@ pub struct Weights<'a> {
     step_bytes: usize,
     counts: Vec<(BlockType, usize)>,
     slow: Vec<&'static str>,
+    pub(crate) matrices: Vec<(String, Weight)>,
 }
 
 /// The types that products read as they are; the others are repacked to 12 bits a weight.
@@ -50,6 +51,7 @@ impl<'a> Weights<'a> {
             step_bytes: 0,
             counts: Vec::new(),
             slow: Vec::new(),
+            matrices: Vec::new(),
         }
     }
 
@@ -139,6 +141,7 @@ impl<'a> Weights<'a> {
             Some((_, count)) => *count += n * k,
             None => self.counts.push((ty, n * k)),
         }
+        self.matrices.push((view.name.to_string(), weight.clone()));
         Ok(weight)
     }
 

@@ -27,6 +27,9 @@ const GRAIN: usize = 16 * 1024;
 /// Listens to intermediate results: name, rows, values.
 pub type Probe = Box<dyn FnMut(&str, usize, &[f32]) + Send>;
 
+/// Sees the inputs of projections: the [`Weight::id`], and rows as long as the weight's.
+pub type Watch = Box<dyn FnMut(usize, &[f32]) + Send>;
+
 /// Which arrangement of the activations a product takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
@@ -53,6 +56,7 @@ pub struct Cpu {
     next_id: u64,
     arranged: Arranged,
     probe: Option<Probe>,
+    watch: Option<Watch>,
 }
 
 impl Cpu {
@@ -64,7 +68,16 @@ impl Cpu {
             pairs: PairRows::default(),
             bytes: ByteRows::default(),
         };
-        Self { isa, pool, precision, free: Arc::default(), next_id: 1, arranged, probe: None }
+        Self {
+            isa,
+            pool,
+            precision,
+            free: Arc::default(),
+            next_id: 1,
+            arranged,
+            probe: None,
+            watch: None,
+        }
     }
 
     /// One that keeps more buffers of dropped tensors: training frees a block's at once.
@@ -90,6 +103,11 @@ impl Cpu {
     /// Shows every probed result to `probe` from now on.
     pub fn listen(&mut self, probe: Option<Probe>) {
         self.probe = probe;
+    }
+
+    /// Shows the inputs of every projection to `watch` from now on.
+    pub fn watch(&mut self, watch: Option<Watch>) {
+        self.watch = watch;
     }
 
     pub(crate) fn id(&mut self) -> u64 {
@@ -224,6 +242,9 @@ impl Ops for Cpu {
         let WeightData::Packed(w) = &*linear.weight.0 else {
             panic!("a table of rows takes no product");
         };
+        if let Some(watch) = &mut self.watch {
+            watch(linear.weight.id(), x.data());
+        }
         let mut out = self.stale(x.rows(), w.n);
         self.product(x, w, out.data_mut());
         if let Some(bias) = &linear.bias {

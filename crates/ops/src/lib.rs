@@ -13,7 +13,7 @@ mod tape;
 mod tensor;
 mod weight;
 
-pub use cpu::{Cpu, Precision, Probe};
+pub use cpu::{Cpu, Precision, Probe, Watch};
 pub use kv::{KvCache, KvLayerShape, KvLayout, Rows, Span};
 pub use lapidary_kernels::backward::{Adam, Moments, adamw, adamw_factored, sum_of_squares};
 pub use lapidary_kernels::blocks::{self, BlockType};

@@ -63,6 +63,11 @@ pub(crate) enum WeightData {
 }
 
 impl Weight {
+    /// Tells weights apart as long as they live; clones have the same.
+    pub fn id(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
     /// Output rows.
     pub fn n(&self) -> usize {
         match &*self.0 {

@@ -1,11 +1,14 @@
 //! Making models from models: conversion to GGUF and quantisation.
 #![forbid(unsafe_code)]
 
+mod agreement;
 pub mod data;
 mod gguf_names;
+mod importance;
 mod merge;
 mod optimizer;
 mod options;
+mod passages;
 mod quantize;
 mod recipe;
 pub mod run;
@@ -14,9 +17,12 @@ mod state;
 pub mod tokenizer;
 mod trainer;
 
+pub use agreement::{Agreement, agreement};
+pub use importance::Importance;
 pub use merge::{Adapter, Merged, merge};
 pub use options::{AdamW, LoraOptions, Method, StatePrecision, StepReport, TrainOptions};
-pub use quantize::{Options, Report, quantize};
+pub use passages::passages;
+pub use quantize::{Options, Report, Written, quantize};
 pub use recipe::{Place, Recipe};
 pub use sequence::{Pair, Sequence};
 pub use state::{AdapterWeights, TensorValues};

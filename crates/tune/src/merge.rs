@@ -320,10 +320,6 @@ fn add_changed(adapter: &Adapter, f: &Factors, change: Change, values: &mut [f32
 
 fn encode(values: &[f32], dtype: DType, t: &TensorView) -> Result<Vec<u8>> {
     let ty = block_type(dtype).map_err(|e| t.wrong(e))?;
-    if !blocks::can_quantize(ty) {
-        let problem = format!("{} can be read but not written; convert the base first", ty.name());
-        return Err(t.wrong(problem));
-    }
     let mut bytes = vec![0; values.len() / ty.block_len() * ty.block_bytes()];
     blocks::quantize(ty, values, &mut bytes);
     Ok(bytes)

@@ -1,9 +1,9 @@
 //! Fresh checkpoints load and run; adapters merge as their definition says.
 
 use lapidary_formats::{Checkpoint, DType, TensorSpec, safetensors};
-use lapidary_ops::{BlockType, Pool, blocks};
+use lapidary_ops::{Pool, blocks};
 use lapidary_tune::data::Rng;
-use lapidary_tune::{Adapter, Options, merge, quantize};
+use lapidary_tune::{Adapter, Options, Recipe, merge, quantize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -137,7 +137,8 @@ fn merged_weights_are_base_plus_factors() {
             continue; // Its query scale has no form in GGUF.
         }
         // The same through GGUF: converting the merged one, or merging into the converted one.
-        let options = Options { ty: BlockType::F32 };
+        let recipe = Recipe::named("f32").unwrap();
+        let options = Options { recipe, importance: None };
         let (a, b) = (folder.0.join("a.gguf"), folder.0.join("b.gguf"));
         quantize(&result, &a, &options, &pool, &mut |_, _| {}).unwrap();
         quantize(&base, &b, &options, &pool, &mut |_, _| {}).unwrap();

@@ -16,12 +16,14 @@
 
 mod dequantize;
 mod half;
+mod pack;
 mod quantize;
+mod search;
 
 pub use dequantize::dequantize;
 pub(crate) use dequantize::scale_min;
 pub use half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-pub use quantize::{can_quantize, quantize};
+pub use quantize::{quantize, quantize_weighted};
 
 /// A type of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
