@@ -36,6 +36,8 @@ pub enum Command {
     Template(TemplateArgs),
     /// Compute logits of given token ids into a safetensors file
     Logits(LogitsArgs),
+    /// Turn texts into vectors with an embedding model
+    Embed(EmbedArgs),
     /// Measure prefill and decode speed against the machine's limits
     Bench(BenchArgs),
     /// Convert a checkpoint to a GGUF file of another precision
@@ -406,6 +408,30 @@ pub struct LogitsArgs {
     /// Where `logits.0`, `logits.1`, … go, f32 `[tokens, vocabulary]`
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+}
+
+/// `lapidary embed`.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  lapidary embed --model ~/models/embeddinggemma-300m --task query \"Who painted the door?\"\n  \
+                  lapidary embed --model ~/models/embeddinggemma-300m --task document --dimensions 256 < texts.txt > vectors.jsonl"
+)]
+pub struct EmbedArgs {
+    /// Which model, and on what.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Texts; without any, each line of standard input is one
+    pub texts: Vec<String>,
+    /// What the vectors are for: query, document, classification, clustering, similarity, ...; the
+    /// model's prompt for it is put before each text [default: no prompt]
+    #[arg(long, value_name = "NAME", conflicts_with = "prompt")]
+    pub task: Option<String>,
+    /// Put this before each text
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Keep the first dimensions alone, made as long as 1 again [default: all]
+    #[arg(long, value_name = "N")]
+    pub dimensions: Option<usize>,
 }
 
 /// `lapidary bench`.

@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod chat;
+mod embed;
 mod export;
 mod inspect;
 mod logits;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Tokenize(args) => text::tokenize(args),
         Command::Template(args) => text::template(args),
         Command::Logits(args) => logits::logits(args),
+        Command::Embed(args) => embed::embed(args),
         Command::Bench(args) => bench::bench(args),
         Command::Quantize(args) => quantize::quantize(args),
         Command::Train(args) => train::run(&args),

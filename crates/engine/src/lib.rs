@@ -4,6 +4,7 @@
 
 mod batch;
 mod blocks;
+mod embedding;
 mod engine;
 mod generate;
 mod logits;
@@ -16,6 +17,7 @@ mod stop;
 mod text;
 mod worker;
 
+pub use embedding::{EmbedError, Embedder, Embedding};
 pub use engine::{Engine, EngineOptions, Parts, Plan, PlanError, Stats};
 pub use generate::{Event, Finish, Generation, Stops, generate};
 pub use sampler::{LogProbabilities, Sampler};

@@ -163,6 +163,6 @@ impl Session {
         followed.map_err(SessionError::OutOfMemory)?;
         extended.map_err(|Full| SessionError::OutOfMemory(OutOfMemory(self.cache.bytes())))?;
         let span = Span { rows: 0..ids.len(), position, tables: self.held.tables() };
-        Ok(Rows { ids: ids.to_vec(), spans: vec![span] })
+        Ok(Rows::new(ids.to_vec(), vec![span]))
     }
 }

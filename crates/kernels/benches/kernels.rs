@@ -102,6 +102,7 @@ fn attention(machine: &Machine, ty: KvType, rows: usize, depth: usize) {
         head_dim: 256,
         scale: 0.0625,
         window: None,
+        ahead: 0,
         softcap: None,
     };
     let blocks = (depth + rows).div_ceil(KV_BLOCK);
@@ -113,7 +114,7 @@ fn attention(machine: &Machine, ty: KvType, rows: usize, depth: usize) {
         kv.write(p / KV_BLOCK, p, &row, &row);
     }
     let table: Vec<u32> = (0..blocks as u32).collect();
-    let spans = [Span { rows: 0..rows, position: depth, table: &table }];
+    let spans = [Span { rows: 0..rows, position: depth, table: &table, together: &[] }];
     let q: Vec<f32> = (0..rows * 4 * 256).map(value).collect();
     let mut out = vec![0.0; q.len()];
     let seconds = median(|| {

@@ -32,6 +32,8 @@ pub struct AttentionSpec {
     pub scale: f32,
     /// How many positions a row sees, its own included; `None`: all before it.
     pub window: Option<usize>,
+    /// How many positions after its own a row sees, among those of its part of `Span::together`.
+    pub ahead: usize,
     /// `cap * tanh(score / cap)`, before the mask.
     pub softcap: Option<f32>,
 }
@@ -45,6 +47,9 @@ pub struct Span<'a> {
     pub position: usize,
     /// Physical block of each logical block of 32 positions (those in sight must be there).
     pub table: &'a [u32],
+    /// Ranges of positions that may see what comes after them, as far as the range goes (an image,
+    /// a text to embed): sorted, apart, and written to the cache as a whole.
+    pub together: &'a [Range<usize>],
 }
 
 /// A few rows of a span times a few heads of a group.
@@ -66,9 +71,12 @@ impl Tile<'_> {
     }
 }
 
-/// The positions that a row at `position` sees.
-fn sight(spec: &AttentionSpec, position: usize) -> Range<usize> {
-    spec.window.map_or(0, |w| (position + 1).saturating_sub(w))..position + 1
+/// The positions that a row of `span` at `position` sees.
+fn sight(spec: &AttentionSpec, span: &Span, position: usize) -> Range<usize> {
+    let start = spec.window.map_or(0, |w| (position + 1).saturating_sub(w));
+    let mine = span.together.iter().find(|r| spec.ahead > 0 && r.contains(&position));
+    let end = mine.map_or(position + 1, |r| r.end.min((position + 1).saturating_add(spec.ahead)));
+    start..end
 }
 
 /// Attends: `q` and `out` are `[rows][heads * head_dim]`.
@@ -93,8 +101,9 @@ pub fn attend(
     let out = SharedMut(out.as_mut_ptr());
     let pass = Pass { isa, spec, q, kv };
     let segments = |t: &Tile| {
-        let first = sight(spec, t.position(t.rows.start)).start / SEGMENT;
-        first..t.position(t.rows.end - 1) / SEGMENT + 1
+        let sights = t.rows.clone().map(|r| sight(spec, t.span, t.position(r)));
+        let all = sights.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0);
+        all.start / SEGMENT..all.end.div_ceil(SEGMENT)
     };
     let longest = tiles.iter().map(|t| segments(t).len()).max().unwrap_or(0);
     if longest > 1 && tiles.len() < 2 * pool.threads() {
@@ -198,7 +207,7 @@ impl Pass<'_> {
         let first = segment * SEGMENT;
         let sights: Vec<Range<usize>> = (tile.rows.clone())
             .flat_map(|row| {
-                let s = sight(spec, tile.position(row));
+                let s = sight(spec, tile.span, tile.position(row));
                 let s = s.start.clamp(first, first + SEGMENT)..s.end.clamp(first, first + SEGMENT);
                 std::iter::repeat_n(s, tile.heads.len())
             })

@@ -89,7 +89,7 @@ impl Sequence {
                 let part = p * row..(p + 1) * row;
                 kv.write(table[p / KV_BLOCK] as usize, p, &self.k[part.clone()], &self.v[part]);
             }
-            let spans = [Span { rows: 0..rows, position: first, table: &table }];
+            let spans = [Span { rows: 0..rows, position: first, table: &table, together: &[] }];
             let part = first * width..(first + rows) * width;
             attend(isa, pool, spec, &spans, &self.q[part.clone()], &kv, &mut out[part]);
         }
@@ -104,6 +104,7 @@ fn specs() -> Vec<AttentionSpec> {
         head_dim,
         scale: 3.0 / (head_dim as f32).sqrt(),
         window,
+        ahead: 0,
         softcap,
     };
     vec![
@@ -170,8 +171,8 @@ fn sequences_in_a_batch_do_not_see_each_other() {
             }
         }
         let spans = [
-            Span { rows: 0..70, position: 0, table: &table_a },
-            Span { rows: 70..105, position: 0, table: &table_b },
+            Span { rows: 0..70, position: 0, table: &table_a, together: &[] },
+            Span { rows: 70..105, position: 0, table: &table_b, together: &[] },
         ];
         let q = [&a.q[..], &b.q[..]].concat();
         let mut out = vec![0.0; q.len()];
@@ -188,6 +189,7 @@ fn half_precision_saturates_instead_of_overflowing() {
         head_dim: 16,
         scale: 1.0,
         window: Some(1),
+        ahead: 0,
         softcap: None,
     };
     let mut kv = KvLayer::new(1, 16, KvType::F16);
@@ -195,8 +197,79 @@ fn half_precision_saturates_instead_of_overflowing() {
     kv.write(0, 0, &[1.0; 16], &[1e9; 16]);
     kv.write(0, 1, &[1.0; 16], &[2.0; 16]);
     let mut out = vec![0.0; 32];
-    let spans = [Span { rows: 0..2, position: 0, table: &[0] }];
+    let spans = [Span { rows: 0..2, position: 0, table: &[0], together: &[] }];
     attend(Isa::detect(), &Pool::new(1), &spec, &spans, &[1.0; 32], &kv, &mut out);
     assert_eq!(out[..16], [65504.0; 16]);
     assert_eq!(out[16..], [2.0; 16]);
+}
+
+#[test]
+fn rows_see_ahead_among_those_they_are_together_with() {
+    let len = 330;
+    for (window, ahead) in [(None, usize::MAX), (Some(9), 8), (Some(40), usize::MAX), (None, 0)] {
+        let spec = AttentionSpec {
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 20,
+            scale: 0.7,
+            window,
+            ahead,
+            softcap: None,
+        };
+        let together = [0..3, 5..300, 310..311];
+        let s = Sequence::new(&spec, len, &mut Random(7));
+        let mut kv = KvLayer::new(2, 20, KvType::F32);
+        kv.grow(len.div_ceil(KV_BLOCK)).unwrap_or_else(|e| panic!("{e}"));
+        let table: Vec<u32> = (0..len.div_ceil(KV_BLOCK) as u32).collect();
+        for p in 0..len {
+            let part = p * 40..(p + 1) * 40;
+            kv.write(table[p / KV_BLOCK] as usize, p, &s.k[part.clone()], &s.v[part]);
+        }
+        let mut first: Option<Vec<u32>> = None;
+        for isa in Isa::available() {
+            for (threads, cut) in [(1, 330), (2, 330), (2, 300), (1, 5)] {
+                let pool = Pool::new(threads);
+                let mut out = vec![f32::NAN; len * 80];
+                for rows in [0..cut, cut..len] {
+                    let at = rows.start * 80..rows.end * 80;
+                    let span = Span {
+                        rows: 0..rows.len(),
+                        position: rows.start,
+                        table: &table,
+                        together: &together,
+                    };
+                    if !rows.is_empty() {
+                        attend(isa, &pool, &spec, &[span], &s.q[at.clone()], &kv, &mut out[at]);
+                    }
+                }
+                for (at, got) in out.iter().enumerate() {
+                    let (p, h, d) = (at / 80, at % 80 / 20, at % 20);
+                    let start = window.map_or(0, |w| (p + 1).saturating_sub(w));
+                    let mine = together.iter().find(|r| r.contains(&p)).filter(|_| ahead > 0);
+                    let end = mine.map_or(p + 1, |r| r.end.min((p + 1).saturating_add(ahead)));
+                    let dot = |j: usize| -> f64 {
+                        (0..20)
+                            .map(|d| {
+                                f64::from(s.q[p * 80 + h * 20 + d])
+                                    * f64::from(s.k[j * 40 + h / 2 * 20 + d])
+                            })
+                            .sum()
+                    };
+                    let weights: Vec<f64> = (start..end).map(|j| (0.7 * dot(j)).exp()).collect();
+                    let sum: f64 = weights.iter().sum();
+                    let want: f64 = (start..end)
+                        .zip(&weights)
+                        .map(|(j, w)| w / sum * f64::from(s.v[j * 40 + h / 2 * 20 + d]))
+                        .sum();
+                    assert!((f64::from(*got) - want).abs() < 1e-5, "{window:?} {p}: {got} {want}");
+                }
+                let bits: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
+                assert_eq!(
+                    first.get_or_insert_with(|| bits.clone()),
+                    &bits,
+                    "{isa:?} {threads} {cut}"
+                );
+            }
+        }
+    }
 }

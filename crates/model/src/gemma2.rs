@@ -94,7 +94,15 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
             let post_ffn_norm = norm("post_feedforward_layernorm", "post_ffw_norm")?;
             let mut linear = |h: &str, g: &str, shape| w.linear(&hf(h), &gguf(g), shape);
             Ok(Layer {
-                attention: AttentionSpec { heads, kv_heads, head_dim, scale, window, softcap },
+                attention: AttentionSpec {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    scale,
+                    window,
+                    ahead: 0,
+                    softcap,
+                },
                 input_norm,
                 q: linear("self_attn.q_proj", "attn_q", [heads * head_dim, width])?,
                 k: linear("self_attn.k_proj", "attn_k", [kv_heads * head_dim, width])?,

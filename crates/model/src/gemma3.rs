@@ -1,12 +1,13 @@
 //! Gemma 3, text: 270M, 1B, 4B, 12B, 27B (<https://arxiv.org/abs/2503.19786>), also the text part
-//! of a multimodal checkpoint. Reference: transformers `models/gemma3/modeling_gemma3.py`.
+//! of a multimodal checkpoint, and EmbeddingGemma (<https://arxiv.org/abs/2509.20354>). Reference:
+//! transformers `models/gemma3/modeling_gemma3.py`.
 //!
 //! Sandwich norms, RMSNorm on queries and keys, five local layers for each global one, and two
 //! RoPE bases.
 
 use crate::load::{NormOffset, Weights};
 use crate::settings::{self, Settings};
-use crate::{Info, Model};
+use crate::{Info, Model, place_media};
 use lapidary_formats::Result;
 use lapidary_ops::{
     Activation, AttentionSpec, KvCache, KvLayout, Linear, Ops, Rope, RopePairs, Rows, Tensor,
@@ -15,6 +16,7 @@ use lapidary_ops::{
 
 struct Gemma3 {
     info: Info,
+    encoder: bool,
     eps: f32,
     act: Activation,
     /// `[vocab, width]`, also the output projection.
@@ -76,7 +78,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
 
 pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     s.require_flag("attention_bias", false)?;
-    s.require_flag("use_bidirectional_attention", false)?;
+    let encoder = is_encoder(s)?;
     let info = info(s)?;
     let (width, count, vocab) = (info.width, info.layers, info.vocab);
     let ffn = s.count("intermediate_size", "feed_forward_length", settings::WIDTH)?;
@@ -102,7 +104,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         &["model.", "language_model.model.", "model.language_model.", ""],
         "embed_tokens.weight",
     );
-    w.ignore(&["vision_tower.", "multi_modal_projector.", "lm_head.weight"]);
+    w.ignore(&["vision_tower.", "multi_modal_projector.", "lm_head.weight", "dense_"]);
     let embedding = w.linear("embed_tokens", "token_embd", [vocab, width])?;
     let norm = w.norm("norm", "output_norm", width, NormOffset::OneInHf)?;
     let layers = (windows.iter().enumerate())
@@ -126,6 +128,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
                     head_dim,
                     scale,
                     window,
+                    ahead: if encoder { window.map_or(usize::MAX, |w| w - 1) } else { usize::MAX },
                     softcap: None,
                 },
                 input_norm,
@@ -146,6 +149,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         .collect::<Result<Vec<_>>>()?;
     Ok(Box::new(Gemma3 {
         info,
+        encoder,
         eps: s.opt_positive("rms_norm_eps", "attention.layer_norm_rms_epsilon")?.unwrap_or(1e-6),
         act: s.activation(&["hidden_activation", "hidden_act"], Activation::GeluTanh)?,
         embedding,
@@ -157,9 +161,18 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     }))
 }
 
+/// Whether it is EmbeddingGemma: every row sees all others.
+fn is_encoder(s: &Settings) -> Result<bool> {
+    Ok(s.architecture() == "gemma-embedding" || s.flag("use_bidirectional_attention")?)
+}
+
 /// The window of each layer: `layer_types`, or every sixth layer global.
 fn windows(s: &Settings, count: usize) -> Result<Vec<Option<usize>>> {
-    let window = s.count("sliding_window", "attention.sliding_window", settings::CONTEXT)?;
+    let mut window = s.count("sliding_window", "attention.sliding_window", settings::CONTEXT)?;
+    if is_encoder(s)? {
+        // Half of it to each side, and the row itself.
+        window = window / 2 + 1;
+    }
     if let Some(kinds) = s.layer_types(count)? {
         return Ok(kinds.into_iter().map(|local| local.then_some(window)).collect());
     }
@@ -173,8 +186,13 @@ impl Model for Gemma3 {
         &self.info
     }
 
+    fn is_encoder(&self) -> bool {
+        self.encoder
+    }
+
     fn embed(&self, ops: &mut dyn Ops, rows: &Rows) -> Tensor {
-        ops.embed(&self.embedding.weight, &rows.ids, (self.info.width as f32).sqrt())
+        let x = ops.embed(&self.embedding.weight, &rows.ids, (self.info.width as f32).sqrt());
+        place_media(ops, x, rows)
     }
 
     fn block(

@@ -272,7 +272,15 @@ fn layer(
         .transpose()?;
     let by_width = |x: &f32| x / width as f32;
     Ok(Layer {
-        attention: AttentionSpec { heads, kv_heads, head_dim, scale: 1.0, window, softcap: None },
+        attention: AttentionSpec {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: 1.0,
+            window,
+            ahead: 0,
+            softcap: None,
+        },
         kv: (0..source).filter(|j| layout[*j].1 == *j).count(),
         router_norm: Vector::new(router_norm.values().iter().map(by_width).collect()),
         router: linear("altup.modality_router", "altup_router", [streams, width])?,

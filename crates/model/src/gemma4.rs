@@ -9,7 +9,7 @@
 
 use crate::load::{NormOffset, Weights};
 use crate::settings::{self, Settings};
-use crate::{Info, Model};
+use crate::{Info, Model, place_media};
 use lapidary_formats::Result;
 use lapidary_ops::{
     Activation, AttentionSpec, KvCache, KvLayout, Linear, Ops, Rope, RopePairs, Rows, Tensor,
@@ -303,8 +303,16 @@ fn layer(
         })
         .transpose()?;
     let scale = w.vector(&hf("layer_scalar"), &gguf("layer_output_scale.weight"), 1)?.values()[0];
+    // The large models let the parts of an image see each other, in local layers alone. GGUF does
+    // not tell; the small ones have per-layer embeddings.
+    let sees_images = match s.hf() {
+        Some(c) => c.opt_str("use_bidirectional_attention")? == Some("vision"),
+        None => ple.is_none(),
+    };
+    let ahead = if sees_images && window.is_some() { usize::MAX } else { 0 };
     let kv = (0..source).filter(|j| shapes[*j].source == *j).count();
-    let attention = AttentionSpec { heads, kv_heads, head_dim, scale: 1.0, window, softcap: None };
+    let attention =
+        AttentionSpec { heads, kv_heads, head_dim, scale: 1.0, window, ahead, softcap: None };
     Ok(Layer {
         attention,
         kv,
@@ -404,7 +412,8 @@ impl Model for Gemma4 {
 
     fn embed(&self, ops: &mut dyn Ops, rows: &Rows) -> Tensor {
         let ids = self.without_media(rows);
-        ops.embed(&self.embedding.weight, &ids, (self.info.width as f32).sqrt())
+        let x = ops.embed(&self.embedding.weight, &ids, (self.info.width as f32).sqrt());
+        place_media(ops, x, rows)
     }
 
     fn block(
@@ -482,7 +491,10 @@ impl Model for Gemma4 {
 
 impl Gemma4 {
     fn without_media(&self, rows: &Rows) -> Vec<u32> {
-        rows.ids.iter().map(|id| if self.media.contains(id) { 0 } else { *id }).collect()
+        let mut ids = rows.ids.clone();
+        ids.iter_mut().filter(|id| self.media.contains(id)).for_each(|id| *id = 0);
+        rows.media.iter().for_each(|m| ids[m.rows.clone()].fill(0));
+        ids
     }
 
     /// What layer `p` adds of the tokens themselves, `[rows, ple]`: their rows of its table and a

@@ -85,6 +85,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
                     head_dim,
                     scale,
                     window,
+                    ahead: 0,
                     softcap: None,
                 },
                 q,

@@ -78,6 +78,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
                     head_dim,
                     scale: 1.0,
                     window,
+                    ahead: 0,
                     softcap: None,
                 },
                 q: linear("attn.attention.q_proj", "attn_q", [width, width])?,

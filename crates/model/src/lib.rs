@@ -2,6 +2,7 @@
 //! top to bottom, and a registry that finds the family of a checkpoint.
 #![forbid(unsafe_code)]
 
+mod embedding_gemma2;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -41,6 +42,10 @@ pub struct Info {
 pub trait Model: Send + Sync {
     /// Its figures.
     fn info(&self) -> &Info;
+    /// Whether rows see what comes after them: a model for embeddings, not for generation.
+    fn is_encoder(&self) -> bool {
+        false
+    }
     /// The residual stream that enters layer 0: `[rows, width]`.
     fn embed(&self, ops: &mut dyn Ops, rows: &Rows) -> Tensor;
     /// Layer `layer`, residual included: `[rows, width]` to `[rows, width]`.
@@ -88,7 +93,7 @@ const FAMILIES: &[Family] = &[
     Family { names: &["gemma"], defaults: &[], info: gemma::info, load: gemma::load },
     Family { names: &["gemma2"], defaults: &[], info: gemma2::info, load: gemma2::load },
     Family {
-        names: &["gemma3", "gemma3_text"],
+        names: &["gemma3", "gemma3_text", "gemma-embedding"],
         defaults: gemma3::DEFAULTS,
         info: gemma3::info,
         load: gemma3::load,
@@ -104,6 +109,12 @@ const FAMILIES: &[Family] = &[
         defaults: gemma4::DEFAULTS,
         info: gemma4::info,
         load: gemma4::load,
+    },
+    Family {
+        names: &["embedding_gemma2", "embedding_gemma2_text"],
+        defaults: embedding_gemma2::DEFAULTS,
+        info: embedding_gemma2::info,
+        load: embedding_gemma2::load,
     },
     Family { names: &["llama"], defaults: &[], info: llama::info, load: llama::load },
     Family { names: &["gpt2"], defaults: &[], info: gpt2::info, load: gpt2::load },
@@ -137,12 +148,48 @@ pub fn describe(checkpoint: &Checkpoint) -> Result<Info> {
 /// If the family is unknown, a setting is missing, absurd or unsupported, or a tensor is missing,
 /// of the wrong shape, or not finite; the error names the file and the field.
 pub fn load(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
+    let loaded = load_any(checkpoint, ops)?;
+    if loaded.model.is_encoder() {
+        let settings = Settings::new(checkpoint)?;
+        let problem = "this model makes embeddings and generates no text (lapidary embed)";
+        return Err(settings.error(settings.architecture_key(), problem));
+    }
+    Ok(loaded)
+}
+
+/// Loads a model for embeddings.
+///
+/// # Errors
+/// As [`load`]; and if it is a model that generates.
+pub fn load_encoder(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
+    let loaded = load_any(checkpoint, ops)?;
+    if !loaded.model.is_encoder() {
+        let settings = Settings::new(checkpoint)?;
+        let problem = "this model generates text and makes no embeddings";
+        return Err(settings.error(settings.architecture_key(), problem));
+    }
+    Ok(loaded)
+}
+
+fn load_any(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
     let (settings, family) = find(Settings::new(checkpoint)?)?;
     let mut weights = Weights::new(checkpoint, ops);
     let model = (family.load)(&settings, &mut weights)?;
     let matrices = std::mem::take(&mut weights.matrices);
     let (step_bytes, weights, notes) = weights.finish();
     Ok(Loaded { model, step_bytes, weights, notes, matrices })
+}
+
+/// Writes the embeddings of media into the rows that stand for them.
+pub(crate) fn place_media(ops: &mut dyn Ops, mut x: Tensor, rows: &Rows) -> Tensor {
+    for m in &rows.media {
+        let width = x.cols();
+        let from = m.first * width..(m.first + m.rows.len()) * width;
+        let features = ops.tensor(&m.features[from], width);
+        let at: Vec<u32> = m.rows.clone().map(|r| r as u32).collect();
+        x = ops.place(x, &features, &at);
+    }
+    x
 }
 
 /// Runs all layers over `rows`: `[rows, width]`, before the last norm.

@@ -229,7 +229,7 @@ fn open(path: &Path) -> Result<Vec<f32>, String> {
         cache.grow(group, 1).unwrap();
     }
     let span = Span { rows: 0..3, position: 0, tables };
-    let rows = Rows { ids: vec![1, 5, 9], spans: vec![span] };
+    let rows = Rows::new(vec![1, 5, 9], vec![span]);
     let logits = forward(&*model, &mut cpu, &rows, &[0, 1, 2], &mut cache);
     Ok(cpu.read(&logits))
 }

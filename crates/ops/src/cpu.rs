@@ -317,11 +317,18 @@ impl Ops for Cpu {
     ) -> Tensor {
         let group = cache.layout.layers[layer].group;
         let kv = &cache.layers[layer];
-        let spans: Vec<kernels::Span> = (rows.spans.iter())
-            .map(|s| kernels::Span {
+        let positions = |s: &crate::Span| -> Vec<std::ops::Range<usize>> {
+            let inside = rows.together.iter().filter(|r| s.rows.contains(&r.start));
+            let at = |row: usize| row - s.rows.start + s.position;
+            inside.map(|r| at(r.start)..at(r.end)).collect()
+        };
+        let together: Vec<_> = rows.spans.iter().map(positions).collect();
+        let spans: Vec<kernels::Span> = (rows.spans.iter().zip(&together))
+            .map(|(s, together)| kernels::Span {
                 rows: s.rows.clone(),
                 position: s.position,
                 table: &s.tables[group],
+                together,
             })
             .collect();
         let mut out = self.stale(q.rows(), q.cols());
@@ -457,6 +464,44 @@ impl Ops for Cpu {
         });
         let id = self.id();
         x.renew(id)
+    }
+
+    fn clamp(&mut self, x: Tensor, low: f32, high: f32) -> Tensor {
+        self.in_place(x, |_, x| x.iter_mut().for_each(|x| *x = x.max(low).min(high)))
+    }
+
+    fn rope_axes(&mut self, mut x: Tensor, rope: &Rope, axes: &[Vec<usize>]) -> Tensor {
+        let table = rope.table(axes.iter().flatten().copied().max().unwrap_or(0));
+        let (half, cols) = (rope.half(), x.cols());
+        self.by_rows(x.data_mut(), cols, |rows, part| {
+            for (row, x) in rows.zip(part.chunks_exact_mut(cols)) {
+                for (x, axis) in x.chunks_exact_mut(2 * half).zip(axes.iter().cycle()) {
+                    let angles = &table[axis[row] * 2 * half..(axis[row] + 1) * 2 * half];
+                    let (cos, sin) = angles.split_at(half);
+                    kernels::rope(x, cos, sin, rope.pairs);
+                }
+            }
+        });
+        drop(table);
+        let id = self.id();
+        x.renew(id)
+    }
+
+    fn mean_rows(&mut self, x: &Tensor, groups: &[Vec<u32>]) -> Tensor {
+        let cols = x.cols();
+        let mut out = self.stale(groups.len(), cols);
+        self.by_rows(out.data_mut(), cols, |range, part| {
+            for (group, out) in groups[range].iter().zip(part.chunks_exact_mut(cols)) {
+                out.fill(0.0);
+                for &row in group {
+                    let x = &x.data()[row as usize * cols..(row as usize + 1) * cols];
+                    out.iter_mut().zip(x).for_each(|(o, x)| *o += x);
+                }
+                let count = group.len().max(1) as f32;
+                out.iter_mut().for_each(|o| *o /= count);
+            }
+        });
+        out
     }
 
     fn place(&mut self, mut x: Tensor, y: &Tensor, rows: &[u32]) -> Tensor {

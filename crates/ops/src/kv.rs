@@ -2,6 +2,7 @@
 
 use lapidary_kernels::{KV_BLOCK, KvLayer, KvType, OutOfMemory};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// One layer's place in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,9 +136,57 @@ pub struct Rows {
     pub ids: Vec<u32>,
     /// The sequences' parts, in the order of their rows, without gaps.
     pub spans: Vec<Span>,
+    /// Rows that may see those after them as far as the range goes: sorted and apart, each inside
+    /// one span. Layers take it or leave it ([`crate::AttentionSpec::ahead`]).
+    pub together: Vec<Range<usize>>,
+    /// Rows that are no tokens but parts of images.
+    pub media: Vec<Media>,
+}
+
+/// Consecutive rows whose embeddings come from elsewhere.
+#[derive(Debug, Clone)]
+pub struct Media {
+    /// Rows of the batch.
+    pub rows: Range<usize>,
+    /// Their embeddings, row by row.
+    pub features: Arc<Vec<f32>>,
+    /// Where in the features the first of these rows is.
+    pub first: usize,
 }
 
 impl Rows {
+    /// Tokens alone.
+    pub fn new(ids: Vec<u32>, spans: Vec<Span>) -> Self {
+        Self { ids, spans, together: Vec::new(), media: Vec::new() }
+    }
+
+    /// Whole sequences, each of which sees all of itself, with an empty cache of `layout` for them.
+    ///
+    /// # Errors
+    /// If there is no memory for the cache.
+    pub fn whole(
+        sequences: &[Vec<u32>],
+        layout: &KvLayout,
+    ) -> Result<(Self, KvCache), OutOfMemory> {
+        let mut rows = Self::default();
+        let mut block = 0;
+        for ids in sequences {
+            let range = rows.ids.len()..rows.ids.len() + ids.len();
+            let blocks = ids.len().div_ceil(KV_BLOCK) as u32;
+            let table: Vec<u32> = (block..block + blocks).collect();
+            block += blocks;
+            rows.ids.extend(ids);
+            let tables = vec![table; layout.groups.len()];
+            rows.spans.push(Span { rows: range.clone(), position: 0, tables });
+            rows.together.push(range);
+        }
+        let mut cache = KvCache::new(layout, KvType::F32);
+        for group in 0..layout.groups.len() {
+            cache.grow(group, block as usize)?;
+        }
+        Ok((rows, cache))
+    }
+
     /// The position of every row.
     pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
         self.spans.iter().flat_map(|s| (0..s.rows.len()).map(|i| s.position + i))

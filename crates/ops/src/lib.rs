@@ -14,7 +14,7 @@ mod tensor;
 mod weight;
 
 pub use cpu::{Cpu, Precision, Probe, Watch};
-pub use kv::{KvCache, KvLayerShape, KvLayout, Rows, Span};
+pub use kv::{KvCache, KvLayerShape, KvLayout, Media, Rows, Span};
 pub use lapidary_kernels::backward::{Adam, Moments, adamw, adamw_factored, sum_of_squares};
 pub use lapidary_kernels::blocks::{self, BlockType};
 pub use lapidary_kernels::{
@@ -134,6 +134,16 @@ pub trait Ops {
 
     /// What each element has above its row's mean plus `deviations` standard deviations, else 0.
     fn sparsify(&mut self, x: Tensor, deviations: f32) -> Tensor;
+
+    /// `x`, no lower than `low` and no higher than `high`.
+    fn clamp(&mut self, x: Tensor, low: f32, high: f32) -> Tensor;
+
+    /// As [`Ops::rope`], where each head is made of as many parts as there are `axes`, and part a
+    /// turns by the row's position `axes[a][row]`.
+    fn rope_axes(&mut self, x: Tensor, rope: &Rope, axes: &[Vec<usize>]) -> Tensor;
+
+    /// The mean of each group of rows.
+    fn mean_rows(&mut self, x: &Tensor, groups: &[Vec<u32>]) -> Tensor;
 
     /// `x` with `rows[i]` replaced by row i of `y`.
     fn place(&mut self, x: Tensor, y: &Tensor, rows: &[u32]) -> Tensor;

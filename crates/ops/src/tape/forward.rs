@@ -272,6 +272,21 @@ impl Ops for Tape {
         self.cpu.sparsify(x, deviations)
     }
 
+    fn clamp(&mut self, x: Tensor, low: f32, high: f32) -> Tensor {
+        self.no_backward("clamped values");
+        self.cpu.clamp(x, low, high)
+    }
+
+    fn rope_axes(&mut self, x: Tensor, rope: &Rope, axes: &[Vec<usize>]) -> Tensor {
+        self.no_backward("rotation by axes");
+        self.cpu.rope_axes(x, rope, axes)
+    }
+
+    fn mean_rows(&mut self, x: &Tensor, groups: &[Vec<u32>]) -> Tensor {
+        self.no_backward("means of rows");
+        self.cpu.mean_rows(x, groups)
+    }
+
     fn place(&mut self, x: Tensor, y: &Tensor, rows: &[u32]) -> Tensor {
         self.no_backward("placed rows");
         self.cpu.place(x, y, rows)
