@@ -313,7 +313,8 @@ fn attention_without_a_square_matrix() {
         (2, 2, 5, Some(70), Some(1.5), vec![0..5, 5..80]),
     ];
     for (heads, kv_heads, head_dim, window, softcap, spans) in cases {
-        let spec = AttentionSpec { heads, kv_heads, head_dim, scale: 0.7, window, ahead: 0, softcap };
+        let spec =
+            AttentionSpec { heads, kv_heads, head_dim, scale: 0.7, window, ahead: 0, softcap };
         let rows = spans.last().unwrap().end;
         let (wide, narrow) = (rows * heads * head_dim, rows * kv_heads * head_dim);
         let x = values(wide + 2 * narrow, 17, 1.5);

@@ -176,6 +176,7 @@ impl Ops for Tape {
             assert!(!self.recording, "a cache can't be recorded");
             return self.cpu.attend(q, k, v, spec, layer, rows, cache);
         }
+        assert!(rows.together.is_empty(), "rows that see ahead: no gradient");
         let spans: Vec<_> = rows.spans.iter().map(|s| s.rows.clone()).collect();
         let mut out = self.cpu.stale(q.rows(), q.cols());
         let inputs = [q.data(), k.data(), v.data()];
