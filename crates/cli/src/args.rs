@@ -64,6 +64,9 @@ pub struct ModelArgs {
     /// google/gemma-3-1b-it that is in the Hugging Face cache; without it the built-in model runs
     #[arg(long, short, value_name = "PATH")]
     pub model: Option<PathBuf>,
+    /// A LoRA adapter in PEFT's layout (a folder) to apply beside the model's weights
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Threads that compute [default: one for each core]
     #[arg(long, short, value_name = "N")]
     pub threads: Option<usize>,

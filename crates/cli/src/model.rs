@@ -91,7 +91,9 @@ impl Weights {
     pub fn open(args: &ModelArgs) -> Result<Self, Box<dyn std::error::Error>> {
         let checkpoint = checkpoint(args.model.as_deref())?;
         let mut cpu = cpu(args)?;
-        let loaded = lapidary_model::load(&checkpoint, &mut cpu)?;
+        let adapter = args.adapter.as_deref().map(lapidary_tune::Adapter::open).transpose()?;
+        let adapter = adapter.map(lapidary_tune::Adapter::into_adapters);
+        let loaded = lapidary_model::load_adapted(&checkpoint, &mut cpu, adapter.as_ref())?;
         loaded.notes.iter().for_each(|line| show::note(&format!("note: {line}")));
         let limits = limits(args, &loaded)?;
         Ok(Self { checkpoint, loaded, cpu, limits })

@@ -355,7 +355,7 @@ fn linear(view: &TensorView, bias: Option<&TensorView>, ops: &mut dyn Ops) -> Re
             Ok(Vector::new(ops.read(&row)))
         })
         .transpose()?;
-    Ok(Linear { weight, bias })
+    Ok(Linear { weight, bias, adapter: None })
 }
 
 /// The prompts of config_sentence_transformers.json.

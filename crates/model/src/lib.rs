@@ -17,7 +17,7 @@ mod settings;
 use lapidary_formats::{Checkpoint, Result};
 use lapidary_ops::{BlockType, KvCache, KvLayout, Ops, Rows, Tensor, Weight};
 use load::Weights;
-pub use load::block_type;
+pub use load::{AdapterFactors, Adapters, block_type};
 pub use settings::Settings;
 
 /// What the rest of the program needs to know of a loaded model.
@@ -148,7 +148,20 @@ pub fn describe(checkpoint: &Checkpoint) -> Result<Info> {
 /// If the family is unknown, a setting is missing, absurd or unsupported, or a tensor is missing,
 /// of the wrong shape, or not finite; the error names the file and the field.
 pub fn load(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
-    let loaded = load_any(checkpoint, ops)?;
+    load_adapted(checkpoint, ops, None)
+}
+
+/// As [`load`], with low-rank adapters beside the projections that they name.
+///
+/// # Errors
+/// Also if an adapter fits no projection, or the base is a GGUF file of Llama, whose converter
+/// reorders the rows of queries and keys: merge the adapter into it instead.
+pub fn load_adapted(
+    checkpoint: &Checkpoint,
+    ops: &mut dyn Ops,
+    adapters: Option<&Adapters>,
+) -> Result<Loaded> {
+    let loaded = load_any(checkpoint, ops, adapters)?;
     if loaded.model.is_encoder() {
         let settings = Settings::new(checkpoint)?;
         let problem = "this model makes embeddings and generates no text (lapidary embed)";
@@ -162,7 +175,7 @@ pub fn load(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
 /// # Errors
 /// As [`load`]; and if it is a model that generates.
 pub fn load_encoder(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
-    let loaded = load_any(checkpoint, ops)?;
+    let loaded = load_any(checkpoint, ops, None)?;
     if !loaded.model.is_encoder() {
         let settings = Settings::new(checkpoint)?;
         let problem = "this model generates text and makes no embeddings";
@@ -171,10 +184,19 @@ pub fn load_encoder(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded
     Ok(loaded)
 }
 
-fn load_any(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
+fn load_any(
+    checkpoint: &Checkpoint,
+    ops: &mut dyn Ops,
+    adapters: Option<&Adapters>,
+) -> Result<Loaded> {
     let (settings, family) = find(Settings::new(checkpoint)?)?;
-    let mut weights = Weights::new(checkpoint, ops);
+    let mut weights = Weights::new(checkpoint, ops, adapters);
+    if let Some(a) = adapters.filter(|_| weights.is_gguf() && family.names.contains(&"llama")) {
+        let problem = "a GGUF file of Llama takes adapters only merged: lapidary merge";
+        return Err(lapidary_formats::FormatError::new(&a.file, "", problem));
+    }
     let model = (family.load)(&settings, &mut weights)?;
+    weights.check_adapters()?;
     let matrices = std::mem::take(&mut weights.matrices);
     let (step_bytes, weights, notes) = weights.finish();
     Ok(Loaded { model, step_bytes, weights, notes, matrices })

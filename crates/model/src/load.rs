@@ -1,8 +1,8 @@
 //! Weights by name, checked for shape and type, onto a device.
 
 use lapidary_formats::{Bytes, Checkpoint, DType, FormatError, Result, Source, TensorView};
-use lapidary_ops::{BlockType, Linear, Ops, ParamName, RawMatrix, Vector, Weight, blocks};
-use std::collections::HashSet;
+use lapidary_ops::{BlockType, Linear, LowRank, Ops, ParamName, RawMatrix, Vector, Weight, blocks};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 /// What a checkpoint's norm weights leave out.
@@ -14,10 +14,32 @@ pub enum NormOffset {
     OneInHf,
 }
 
+/// Trained changes of a model's projections, to be applied beside its weights.
+pub struct Adapters {
+    /// Where they come from, for errors.
+    pub file: String,
+    /// By the name of the projection in Hugging Face files.
+    pub modules: BTreeMap<String, AdapterFactors>,
+    /// `y += factor * B A x`
+    pub factor: f32,
+}
+
+/// The two matrices of an adapter.
+pub struct AdapterFactors {
+    /// `[rank, inputs]`
+    pub a: Vec<f32>,
+    /// `[outputs, rank]`
+    pub b: Vec<f32>,
+    /// Rows of A, columns of B.
+    pub rank: usize,
+}
+
 /// A checkpoint's tensors on their way to a device.
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     ops: &'a mut dyn Ops,
+    adapters: Option<&'a Adapters>,
+    adapted: HashSet<String>,
     prefix: String,
     taken: HashSet<String>,
     ignored: Vec<&'static str>,
@@ -41,10 +63,16 @@ const DIRECT: [BlockType; 9] = [
 ];
 
 impl<'a> Weights<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, ops: &'a mut dyn Ops) -> Self {
+    pub(crate) fn new(
+        checkpoint: &'a Checkpoint,
+        ops: &'a mut dyn Ops,
+        adapters: Option<&'a Adapters>,
+    ) -> Self {
         Self {
             checkpoint,
             ops,
+            adapters,
+            adapted: HashSet::new(),
             prefix: String::new(),
             taken: HashSet::new(),
             ignored: Vec::new(),
@@ -222,14 +250,17 @@ impl<'a> Weights<'a> {
                 let bytes = bytes.ok_or_else(|| view.wrong("this type can't be cut in parts"))?;
                 let part = (i, parts);
                 let name = ParamName { part, ..ParamName::whole(view.name.to_string()) };
-                Ok(Linear { weight: self.upload(view, name, bytes, shape)?, bias: None })
+                let weight = self.upload(view, name, bytes, shape)?;
+                Ok(Linear { weight, bias: None, adapter: None })
             })
             .collect()
     }
 
     /// A projection without bias.
     pub fn linear(&mut self, hf: &str, gguf: &str, shape: [usize; 2]) -> Result<Linear> {
-        Ok(Linear { weight: self.matrix(hf, gguf, shape)?, bias: None })
+        let weight = self.matrix(hf, gguf, shape)?;
+        let adapter = self.adapter(hf, shape, (0, 1))?;
+        Ok(Linear { weight, bias: None, adapter })
     }
 
     /// A projection with the bias that its file may have.
@@ -237,7 +268,8 @@ impl<'a> Weights<'a> {
         let weight = self.matrix(hf, gguf, shape)?;
         let has = self.has(&format!("{hf}.bias"), &format!("{gguf}.bias"));
         let bias = has.then(|| self.bias(hf, gguf, shape[0])).transpose()?;
-        Ok(Linear { weight, bias })
+        let adapter = self.adapter(hf, shape, (0, 1))?;
+        Ok(Linear { weight, bias, adapter })
     }
 
     /// Outputs `part * n .. (part + 1) * n` of a projection of `parts * n`, with its bias. In
@@ -274,7 +306,51 @@ impl<'a> Weights<'a> {
         let all = self.floats(&format!("{hf}.bias"), &format!("{gguf}.bias"), parts * n)?;
         let values = all[part * n..(part + 1) * n].to_vec();
         let bias = self.ops.vector(name("bias", false), values);
-        Ok(Linear { weight, bias: Some(bias) })
+        let adapter = self.adapter(hf, [n, k], (part, parts))?;
+        Ok(Linear { weight, bias: Some(bias), adapter })
+    }
+
+    /// The adapter of a projection's part.
+    fn adapter(
+        &mut self,
+        hf: &str,
+        [n, k]: [usize; 2],
+        (part, parts): (usize, usize),
+    ) -> Result<Option<Arc<LowRank>>> {
+        let module = format!("{}{hf}", self.prefix);
+        let Some(adapters) = self.adapters else { return Ok(None) };
+        let Some(f) = adapters.modules.get(&module) else { return Ok(None) };
+        let wrong = |problem: String| FormatError::new(&adapters.file, &module, problem);
+        if f.a.len() != f.rank * k || f.b.len() != parts * n * f.rank {
+            let (inner, out) = (f.a.len() / f.rank, f.b.len() / f.rank);
+            let problem = format!(
+                "is for a matrix of {out} by {inner}, and the base has one of {} by {k}",
+                parts * n
+            );
+            return Err(wrong(problem));
+        }
+        let b = &f.b[part * n * f.rank..(part + 1) * n * f.rank];
+        let mut upload = |values: &[f32], n, k| {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let (name, ty) = (ParamName::default(), BlockType::F32);
+            let raw = RawMatrix { name, ty, n, k, bytes: Arc::new(bytes), done: &|_| {} };
+            self.ops.matrix(raw).map_err(|e| wrong(e.to_string()))
+        };
+        let (a, b) = (upload(&f.a, f.rank, k)?, upload(b, n, f.rank)?);
+        self.step_bytes += a.bytes() + b.bytes();
+        self.adapted.insert(module);
+        Ok(Some(Arc::new(LowRank { a, b, factor: adapters.factor })))
+    }
+
+    /// Adapters of projections that the model does not have are an error.
+    pub(crate) fn check_adapters(&self) -> Result<()> {
+        let Some(adapters) = self.adapters else { return Ok(()) };
+        match adapters.modules.keys().find(|k| !self.adapted.contains(*k)) {
+            Some(left) => {
+                Err(FormatError::new(&adapters.file, left, "the base has no such projection"))
+            }
+            None => Ok(()),
+        }
     }
 
     fn bias(&mut self, hf: &str, gguf: &str, n: usize) -> Result<Vector> {

@@ -247,8 +247,23 @@ impl Ops for Cpu {
         }
         let mut out = self.stale(x.rows(), w.n);
         self.product(x, w, out.data_mut());
+        let n = w.n;
+        if let Some(adapter) = &linear.adapter {
+            let (WeightData::Packed(a), WeightData::Packed(b)) = (&*adapter.a.0, &*adapter.b.0)
+            else {
+                panic!("a table of rows takes no product");
+            };
+            let mut low = self.stale(x.rows(), a.n);
+            self.product(x, a, low.data_mut());
+            low.data_mut().iter_mut().for_each(|v| *v *= adapter.factor);
+            let mut change = self.stale(x.rows(), n);
+            self.product(&low, b, change.data_mut());
+            self.by_rows(out.data_mut(), n, |rows, part| {
+                let change = &change.data()[rows.start * n..rows.end * n];
+                part.iter_mut().zip(change).for_each(|(y, c)| *y += c);
+            });
+        }
         if let Some(bias) = &linear.bias {
-            let n = w.n;
             self.by_rows(out.data_mut(), n, |_, part| {
                 for row in part.chunks_exact_mut(n) {
                     row.iter_mut().zip(bias.values()).for_each(|(y, b)| *y += b);

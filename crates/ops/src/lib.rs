@@ -25,7 +25,7 @@ pub use rope::Rope;
 pub use route::Routes;
 pub use tape::{Adapter, LoraSpec, Param, Pass, Tape, Trained};
 pub use tensor::{Coefs, Tensor};
-pub use weight::{Linear, ParamName, RawMatrix, SharedBytes, Vector, Weight};
+pub use weight::{Linear, LowRank, ParamName, RawMatrix, SharedBytes, Vector, Weight};
 
 /// The operations that models are made of.
 ///

@@ -136,4 +136,16 @@ pub struct Linear {
     pub weight: Weight,
     /// Added to each row.
     pub bias: Option<Vector>,
+    /// A low-rank adapter that a device applies beside the weight.
+    pub adapter: Option<Arc<LowRank>>,
+}
+
+/// A trained change of a projection: `y += factor * B A x`.
+pub struct LowRank {
+    /// A, `[rank, k]`.
+    pub a: Weight,
+    /// B, `[n, rank]`.
+    pub b: Weight,
+    /// The factor.
+    pub factor: f32,
 }

@@ -85,6 +85,19 @@ impl Adapter {
         Ok(Self { factors, factor: alpha / divisor, file: file.display().to_string() })
     }
 
+    /// The adapter to load a model with (`lapidary_model::load_adapted`).
+    pub fn into_adapters(self) -> lapidary_model::Adapters {
+        let modules = self.factors.into_iter().map(|(module, f)| {
+            let Factors { a, b, rank, .. } = f;
+            (module, lapidary_model::AdapterFactors { a, b, rank })
+        });
+        lapidary_model::Adapters {
+            modules: modules.collect(),
+            factor: self.factor,
+            file: self.file,
+        }
+    }
+
     /// Adds the adapter to the values of a matrix `[out, in]` (or `[in, out]`, if `transposed`).
     fn add(&self, f: &Factors, values: &mut [f32], transposed: bool, pool: &Pool) {
         let (inner, out) = (f.inner, f.out);
