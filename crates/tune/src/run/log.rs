@@ -82,23 +82,31 @@ impl Log {
     /// The log in `folder` as it was after `steps` steps: what came later is dropped, because those
     /// steps are done again. `None`: an empty log.
     pub(super) fn open(folder: &Path, steps: Option<u64>) -> Result<Self> {
+        // Lines are kept as they were written: numbers that are read and written again may differ
+        // in their last digit.
+        let kept = |step: Option<u64>| step.zip(steps).is_some_and(|(step, most)| step <= most);
         let path = folder.join(JSONL);
-        let mut entries = Vec::new();
-        if path.is_file() {
-            let file = File::open(&path).map_err(|e| wrong(&path, &e))?;
-            for line in BufReader::new(file).lines() {
-                let line = line.map_err(|e| wrong(&path, &e))?;
-                // A line that a kill cut short is the last one, and of a later step.
-                let Ok(entry) = serde_json::from_str::<Entry>(&line) else { continue };
-                if steps.is_some_and(|steps| entry.step() <= steps) {
-                    entries.push(entry);
-                }
+        let (mut entries, mut lines) = (Vec::new(), String::new());
+        for line in old_lines(&path)? {
+            // A line that a kill cut short is the last one, and of a later step.
+            let Ok(entry) = serde_json::from_str::<Entry>(&line) else { continue };
+            if kept(Some(entry.step())) {
+                entries.push(entry);
+                lines += &line;
+                lines.push('\n');
             }
         }
-        let lines: String = entries.iter().map(json_line).collect();
         write_file(&path, lines.as_bytes())?;
-        let table: String = entries.iter().filter_map(csv_line).collect();
-        write_file(&folder.join(CSV), format!("{HEAD}{table}").as_bytes())?;
+        let path = folder.join(CSV);
+        let mut table = HEAD.to_owned();
+        for line in old_lines(&path)? {
+            let step = line.split(',').next().and_then(|step| step.parse().ok());
+            if kept(step) {
+                table += &line;
+                table.push('\n');
+            }
+        }
+        write_file(&path, table.as_bytes())?;
         let append = |name: &str| {
             let path = folder.join(name);
             OpenOptions::new().append(true).open(&path).map_err(|e| wrong(&path, &e))
@@ -142,6 +150,16 @@ pub fn read_log(folder: &Path) -> Result<Vec<Entry>> {
     let path = folder.join(JSONL);
     let text = std::fs::read_to_string(&path).map_err(|e| wrong(&path, &e))?;
     Ok(text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect())
+}
+
+/// The lines of a file; none if it isn't there.
+fn old_lines(path: &Path) -> Result<Vec<String>> {
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let file = File::open(path).map_err(|e| wrong(path, &e))?;
+    let lines = BufReader::new(file).lines().collect::<std::io::Result<_>>();
+    lines.map_err(|e| wrong(path, &e))
 }
 
 fn wrong(path: &Path, e: &std::io::Error) -> FormatError {

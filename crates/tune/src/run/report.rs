@@ -189,7 +189,7 @@ fn draw(
         .label_style(("sans-serif", 13).into_font().color(&INK))
         .x_labels(10)
         .y_labels(6)
-        .x_label_formatter(&|x| number(*x))
+        .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&show)
         .draw()?;
     for line in lines.iter().filter(|l| !l.points.is_empty()) {
