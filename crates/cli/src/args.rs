@@ -114,6 +114,9 @@ pub enum IsaArg {
     Scalar,
     /// AVX2, FMA, F16C
     Avx2,
+    /// The same with VNNI on 256 bits
+    #[value(name = "avxvnni")]
+    AvxVnni,
     /// AVX-512 with VNNI
     Avx512,
     /// AVX-512 with VNNI and BF16

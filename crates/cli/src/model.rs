@@ -174,6 +174,7 @@ pub fn isa(wanted: Option<IsaArg>) -> Result<Isa, String> {
         None => Isa::detect(),
         Some(IsaArg::Scalar) => Isa::Scalar,
         Some(IsaArg::Avx2) => Isa::Avx2,
+        Some(IsaArg::AvxVnni) => Isa::AvxVnni,
         Some(IsaArg::Avx512) => Isa::Avx512,
         Some(IsaArg::Avx512Bf16) => Isa::Avx512Bf16,
     };

@@ -173,7 +173,7 @@ pub fn bf16_peak(isa: Isa, pool: &Pool) -> f64 {
 /// instructions that the products with 4-bit weights use.
 pub fn int8_peak(isa: Isa, pool: &Pool) -> f64 {
     let rounds = 60_000;
-    rate(pool, (rounds * 8 * lanes(isa) * 32 * 2) as f64, &|| isa.run(Dots(rounds)))
+    rate(pool, (rounds * 8 * lanes(isa) * 32 * 2) as f64, &|| isa.run_dot(Dots(rounds)))
 }
 
 fn lanes(isa: Isa) -> usize {

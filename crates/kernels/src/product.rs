@@ -48,13 +48,13 @@ pub fn product_i8(isa: Isa, pool: &Pool, x: &ByteRows, w: &Packed, out: &mut [f3
     each_panel(pool, w, &|panels| {
         let job = Job { w, panels, out };
         match w.layout {
-            Layout::Q8_0 => isa.run(Integers { x, job, of: unpack::Q8_0 }),
-            Layout::Q4_0 => isa.run(Integers { x, job, of: unpack::Q4_0 }),
-            Layout::Q5_0 => isa.run(Integers { x, job, of: unpack::Q5_0 }),
-            Layout::Q4K => isa.run(Integers { x, job, of: unpack::Q4K }),
-            Layout::Q5K => isa.run(Integers { x, job, of: unpack::Q5K }),
-            Layout::Q6K => isa.run(Integers { x, job, of: unpack::Q6K }),
-            Layout::Bytes => isa.run(Integers { x, job, of: unpack::Bytes }),
+            Layout::Q8_0 => isa.run_dot(Integers { x, job, of: unpack::Q8_0 }),
+            Layout::Q4_0 => isa.run_dot(Integers { x, job, of: unpack::Q4_0 }),
+            Layout::Q5_0 => isa.run_dot(Integers { x, job, of: unpack::Q5_0 }),
+            Layout::Q4K => isa.run_dot(Integers { x, job, of: unpack::Q4K }),
+            Layout::Q5K => isa.run_dot(Integers { x, job, of: unpack::Q5K }),
+            Layout::Q6K => isa.run_dot(Integers { x, job, of: unpack::Q6K }),
+            Layout::Bytes => isa.run_dot(Integers { x, job, of: unpack::Bytes }),
             Layout::F32 | Layout::F16 | Layout::Bf16 => {
                 unreachable!("float weights take float activations")
             }

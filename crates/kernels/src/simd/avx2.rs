@@ -1,7 +1,9 @@
-//! AVX2 with FMA and F16C: eight lanes, so a panel takes two passes.
+//! AVX2 with FMA and F16C: eight lanes, so a panel takes two passes. Sums of bytes by `vpmaddubsw`, or
+//! by `vpdpbusd` on 256 bits where the processor has that (AVX-VNNI, or AVX-512 VNNI with VL).
 
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 /// Compiles `kernel` with the features of this set.
 ///
@@ -10,11 +12,55 @@ use std::arch::x86_64::*;
 #[target_feature(enable = "avx2,fma,f16c,bmi2")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller has checked the features; the pointers are the kernel's own contract.
-    unsafe { kernel.run::<Avx2>() }
+    unsafe { kernel.run::<Avx2<Maddubs>>() }
 }
 
+/// The same with AVX-VNNI.
+///
+/// # Safety
+/// The processor must have the features.
+#[target_feature(enable = "avx2,fma,f16c,bmi2,avxvnni")]
+pub(super) unsafe fn run_vnni<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: as above.
+    unsafe { kernel.run::<Avx2<Vnni>>() }
+}
+
+/// The same where `vpdpbusd` on 256 bits exists in AVX-512's encoding only.
+///
+/// # Safety
+/// The processor must have the features.
+#[target_feature(enable = "avx2,fma,f16c,bmi2,avx512f,avx512vl,avx512vnni")]
+pub(super) unsafe fn run_vnni_evex<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: as above.
+    unsafe { kernel.run::<Avx2<VnniEvex>>() }
+}
+
+/// How the sums of [`Simd::dot`] are made.
+pub(super) trait Dot: Copy + 'static {
+    /// See [`Simd::dot`].
+    ///
+    /// # Safety
+    /// The processor's features; `x` has 4 V values.
+    unsafe fn dot<const V: usize, const MAX: i32, const ALONE: bool>(
+        init: __m256i,
+        w: &[__m256i; 8],
+        first: usize,
+        x: *const i8,
+    ) -> __m256i;
+}
+
+/// `vpmaddubsw`: pairs in 16 bits.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2;
+pub(super) struct Maddubs;
+/// `vpdpbusd` in the encoding of AVX.
+#[derive(Clone, Copy)]
+struct Vnni;
+/// `vpdpbusd` in the encoding of AVX-512.
+#[derive(Clone, Copy)]
+struct VnniEvex;
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx2<D>(PhantomData<D>);
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
@@ -28,7 +74,7 @@ unsafe fn splat(x: *const i8, v: usize) -> __m256i {
 // SAFETY (all the blocks below): the trait's contract gives the processor features and valid
 // pointers; every load and store used here is the unaligned form.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Simd for Avx2 {
+impl<D: Dot> Simd for Avx2<D> {
     const LANES: usize = 8;
     type F = __m256;
     type I = __m256i;
@@ -212,8 +258,6 @@ impl Simd for Avx2 {
             _mm256_cvtepi32_ps(_mm256_and_si256(v, _mm256_set1_epi32(255)))
         }
     }
-    /// `vpmaddubsw` adds pairs in 16 bits, so `MAX` says how many of its results may be summed
-    /// before widening; bytes of more than 7 bits go through their magnitude's sign instead.
     #[inline(always)]
     unsafe fn dot<const V: usize, const MAX: i32, const ALONE: bool>(
         init: Self::I,
@@ -221,6 +265,21 @@ impl Simd for Avx2 {
         first: usize,
         x: *const i8,
     ) -> Self::I {
+        unsafe { D::dot::<V, MAX, ALONE>(init, w, first, x) }
+    }
+}
+
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Dot for Maddubs {
+    /// `vpmaddubsw` adds pairs in 16 bits, so `MAX` says how many of its results may be summed
+    /// before widening; bytes of more than 7 bits go through their magnitude's sign instead.
+    #[inline(always)]
+    unsafe fn dot<const V: usize, const MAX: i32, const ALONE: bool>(
+        init: __m256i,
+        w: &[__m256i; 8],
+        first: usize,
+        x: *const i8,
+    ) -> __m256i {
         unsafe {
             let ones = _mm256_set1_epi16(1);
             let mut acc = init;
@@ -259,3 +318,30 @@ impl Simd for Avx2 {
         }
     }
 }
+
+/// Two chains where nothing else fills the wait for the last sum.
+macro_rules! dot_by {
+    ($set:ty, $dpbusd:ident) => {
+        #[allow(clippy::undocumented_unsafe_blocks)]
+        impl Dot for $set {
+            #[inline(always)]
+            unsafe fn dot<const V: usize, const MAX: i32, const ALONE: bool>(
+                init: __m256i,
+                w: &[__m256i; 8],
+                first: usize,
+                x: *const i8,
+            ) -> __m256i {
+                unsafe {
+                    let mut acc = [init, _mm256_setzero_si256()];
+                    for v in 0..V {
+                        let chain = if ALONE { v % 2 } else { 0 };
+                        acc[chain] = $dpbusd(acc[chain], w[first + v], splat(x, v));
+                    }
+                    if ALONE { _mm256_add_epi32(acc[0], acc[1]) } else { acc[0] }
+                }
+            }
+        }
+    };
+}
+dot_by!(Vnni, _mm256_dpbusd_avx_epi32);
+dot_by!(VnniEvex, _mm256_dpbusd_epi32);

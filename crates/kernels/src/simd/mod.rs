@@ -24,6 +24,8 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same with `vpdpbusd` on 256 bits: AVX-VNNI, or AVX-512 VNNI with VL.
+    AvxVnni,
     /// x86-64 with AVX-512 F/BW/DQ/VL and VNNI.
     Avx512,
     /// The same with AVX-512 BF16.
@@ -48,6 +50,9 @@ impl Isa {
             if avx2 {
                 all.push(Isa::Avx2);
             }
+            if avx2 && (is_x86_feature_detected!("avxvnni") || vnni_evex()) {
+                all.push(Isa::AvxVnni);
+            }
             if avx2
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
@@ -71,6 +76,7 @@ impl Isa {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
         }
@@ -88,12 +94,28 @@ impl Isa {
             Isa::Scalar => unsafe { kernel.run::<Scalar>() },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Isa` comes out of `available` alone, which checked these features.
-            Isa::Avx2 => unsafe { avx2::run(kernel) },
+            Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::run(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512::run(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
             other => panic!("{} does not exist on this architecture", other.name()),
+        }
+    }
+
+    /// Runs a kernel that uses [`Simd::dot`]: with `vpdpbusd` where there is one.
+    #[inline]
+    pub(crate) fn run_dot<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above; one of the two encodings is there.
+            Isa::AvxVnni if is_x86_feature_detected!("avxvnni") => unsafe {
+                avx2::run_vnni(kernel)
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::AvxVnni => unsafe { avx2::run_vnni_evex(kernel) },
+            other => other.run(kernel),
         }
     }
 
@@ -107,6 +129,14 @@ impl Isa {
             other => other.run(kernel),
         }
     }
+}
+
+/// Whether `vpdpbusd` on 256 bits exists in AVX-512's encoding.
+#[cfg(target_arch = "x86_64")]
+fn vnni_evex() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
 }
 
 /// Asks for the cache line at `p`, which need not be an address of anything.
