@@ -90,12 +90,7 @@ impl Weights {
     /// Opens and loads what the arguments name.
     pub fn open(args: &ModelArgs) -> Result<Self, Box<dyn std::error::Error>> {
         let checkpoint = checkpoint(args.model.as_deref())?;
-        let mut cpu = cpu(args)?;
-        let adapter = args.adapter.as_deref().map(lapidary_tune::Adapter::open).transpose()?;
-        let adapter = adapter.map(lapidary_tune::Adapter::into_adapters);
-        let loaded = lapidary_model::load_adapted(&checkpoint, &mut cpu, adapter.as_ref())?;
-        loaded.notes.iter().for_each(|line| show::note(&format!("note: {line}")));
-        let limits = limits(args, &loaded)?;
+        let (loaded, cpu, limits) = load(&checkpoint, args)?;
         Ok(Self { checkpoint, loaded, cpu, limits })
     }
 
@@ -105,11 +100,33 @@ impl Weights {
     }
 }
 
+/// The weights of `checkpoint` on a processor, and what a sequence may use.
+fn load(
+    checkpoint: &Checkpoint,
+    args: &ModelArgs,
+) -> Result<(Loaded, Cpu, Limits), Box<dyn std::error::Error>> {
+    let mut cpu = cpu(args)?;
+    let adapter = args.adapter.as_deref().map(lapidary_tune::Adapter::open).transpose()?;
+    let adapter = adapter.map(lapidary_tune::Adapter::into_adapters);
+    let loaded = lapidary_model::load_adapted(checkpoint, &mut cpu, adapter.as_ref())?;
+    loaded.notes.iter().for_each(|line| show::note(&format!("note: {line}")));
+    let limits = limits(args, &loaded)?;
+    Ok((loaded, cpu, limits))
+}
+
 impl Ready {
     /// Opens and loads what the arguments name.
     pub fn open(args: &ModelArgs) -> Result<Self, Box<dyn std::error::Error>> {
-        let weights = Weights::open(args)?;
-        let text = Text::open(&weights.checkpoint)?;
+        let checkpoint = checkpoint(args.model.as_deref())?;
+        // A vocabulary of 262 144 pieces takes a third as long as the weights of a small model: both
+        // at once.
+        let (loaded, text) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| Text::open(&checkpoint));
+            (load(&checkpoint, args), text.join())
+        });
+        let (loaded, cpu, limits) = loaded?;
+        let text = text.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let weights = Weights { checkpoint, loaded, cpu, limits };
         text.notes.iter().for_each(|line| show::note(&format!("note: {line}")));
         Ok(Self { text, weights })
     }

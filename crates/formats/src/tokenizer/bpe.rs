@@ -65,6 +65,11 @@ impl Bpe {
         }
     }
 
+    /// Makes room for `count` pairs.
+    pub(crate) fn reserve(&mut self, count: usize) {
+        self.pairs.reserve(count);
+    }
+
     /// `id` is the token of the single character `c`.
     pub(crate) fn add_char(&mut self, c: char, id: u32) {
         self.chars.insert(u64::from(u32::from(c)), id);

@@ -157,19 +157,20 @@ pub(super) fn load(v: GgufVocab, file: &str) -> Result<Tokenizer> {
             return wrong(key, format!("{len} entries for {count} tokens"));
         }
     }
-    let kind = |i: usize| match v.token_types.as_ref().map_or(1, |t| t[i]) {
+    let types = v.token_types;
+    let kind = |i: usize, text: &str| match types.as_ref().map_or(1, |t| t[i]) {
         2 => Kind::Unknown,
         3 => Kind::Control,
         4 => Kind::UserDefined,
         5 => Kind::Unused,
-        6 => sentencepiece::byte_of(&v.tokens[i]).map_or(Kind::Normal, Kind::Byte),
+        6 => sentencepiece::byte_of(text).map_or(Kind::Normal, Kind::Byte),
         _ => Kind::Normal,
     };
     // llama.cpp's converter writes user-defined pieces with spaces where the model has `▁`.
     let spaced = v.model == "llama";
-    let pieces: Vec<Piece> = (v.tokens.iter().enumerate())
-        .map(|(i, t)| match kind(i) {
-            Kind::UserDefined if spaced => Piece::new(&t.replace(' ', "▁"), Kind::UserDefined),
+    let pieces: Vec<Piece> = (v.tokens.into_iter().enumerate())
+        .map(|(i, t)| match kind(i, &t) {
+            Kind::UserDefined if spaced => Piece::new(t.replace(' ', "▁"), Kind::UserDefined),
             kind => Piece::new(t, kind),
         })
         .collect();

@@ -214,7 +214,7 @@ fn pieces(parsed: &File, scheme: &Scheme, file: &str) -> Result<Vec<Piece>> {
     let bytes = parsed.model.byte_fallback && matches!(scheme, Scheme::Spaces { .. });
     for (text, id) in &parsed.model.vocab {
         let byte = sentencepiece::byte_of(text).filter(|_| bytes);
-        pieces[*id as usize] = Piece::new(text, byte.map_or(Kind::Normal, Kind::Byte));
+        pieces[*id as usize] = Piece::new(text.as_str(), byte.map_or(Kind::Normal, Kind::Byte));
     }
     for a in &parsed.added_tokens {
         if a.single_word {
@@ -222,7 +222,7 @@ fn pieces(parsed: &File, scheme: &Scheme, file: &str) -> Result<Vec<Piece>> {
             return Err(FormatError::new(file, "added_tokens", problem));
         }
         let kind = if a.special { Kind::Control } else { Kind::UserDefined };
-        let mut piece = Piece::new(&a.content, kind);
+        let mut piece = Piece::new(&*a.content, kind);
         (piece.lstrip, piece.rstrip) = (a.lstrip, a.rstrip);
         pieces[a.id as usize] = piece;
     }

@@ -16,7 +16,7 @@ use crate::{FormatError, Result};
 use bpe::Bpe;
 pub use decode::Detokenizer;
 pub use gguf::GgufVocab;
-use std::collections::HashMap;
+use hash::Index;
 use std::ops::Range;
 use std::path::Path;
 use trie::Trie;
@@ -45,7 +45,7 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
-    pub(crate) fn new(text: &str, kind: Kind) -> Self {
+    pub(crate) fn new(text: impl Into<Box<str>>, kind: Kind) -> Self {
         Self { text: text.into(), kind, lstrip: false, rstrip: false }
     }
 }
@@ -86,7 +86,7 @@ pub struct Encode {
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     pieces: Vec<Piece>,
-    ids: HashMap<Box<str>, u32>,
+    ids: Index,
     bpe: Bpe,
     scheme: Scheme,
     /// Pieces that are matched as a whole in any text.
@@ -149,20 +149,20 @@ impl Tokenizer {
                 return Err(FormatError::new(file, "special token id", problem));
             }
         }
-        let mut ids = HashMap::with_capacity(pieces.len());
         let (mut user_defined, mut control) = (Trie::default(), Trie::default());
         for (id, piece) in pieces.iter_mut().enumerate() {
             let id = id as u32;
             if piece.kind == Kind::UserDefined && MARKERS.contains(&&*piece.text) {
                 piece.kind = Kind::Control;
             }
-            ids.entry(piece.text.clone()).or_insert(id);
             match piece.kind {
                 Kind::UserDefined => user_defined.insert(piece.text.as_bytes(), id),
                 Kind::Control | Kind::Unknown => control.insert(piece.text.as_bytes(), id),
                 _ => {}
             }
         }
+        let count = pieces.len();
+        let ids = Index::new(count, 0..count as u32, |id| &pieces[id as usize].text);
         let (before, after) = (Vec::new(), Vec::new());
         Ok(Self { pieces, ids, bpe, scheme, user_defined, control, before, after, special })
     }
@@ -363,7 +363,7 @@ impl Tokenizer {
 
     /// The token of a piece.
     pub fn id_of(&self, piece: &str) -> Option<u32> {
-        self.ids.get(piece).copied()
+        self.ids.get(piece, |id| &self.pieces[id as usize].text)
     }
 
     /// Entries of the vocabulary.

@@ -3,9 +3,9 @@
 
 use super::bpe::Bpe;
 use super::decode::Bytes;
+use super::hash::Index;
 use super::{Kind, Piece, Scheme, SpecialIds, Tokenizer};
 use crate::{FormatError, Result};
-use std::collections::HashMap;
 
 /// A BPE model in SentencePiece's terms.
 pub(super) struct Spm {
@@ -23,10 +23,12 @@ impl Spm {
         bpe.byte_fallback = true;
         bpe.unk = self.special.unk;
         let mergeable = |k: Kind| matches!(k, Kind::Normal | Kind::UserDefined | Kind::Unused);
-        let ids: HashMap<&str, u32> = (self.pieces.iter().enumerate())
-            .filter(|(_, p)| mergeable(p.kind))
-            .map(|(i, p)| (&*p.text, i as u32))
-            .collect();
+        // Of pieces that stand twice the last one counts.
+        let count = self.pieces.len();
+        let text = |id: u32| &*self.pieces[id as usize].text;
+        let known = (0..count as u32).rev().filter(|id| mergeable(self.pieces[*id as usize].kind));
+        let ids = Index::new(count, known, text);
+        bpe.reserve(2 * count);
         for (i, piece) in self.pieces.iter().enumerate() {
             let id = i as u32;
             match piece.kind {
@@ -40,9 +42,7 @@ impl Spm {
                         (Some(c), None) => bpe.add_char(c, id),
                         // User-defined pieces are matched, never merged into.
                         _ if kind == Kind::UserDefined => {}
-                        _ => {
-                            bpe.add_splits(&piece.text, id, self.scores[i], |s| ids.get(s).copied())
-                        }
+                        _ => bpe.add_splits(&piece.text, id, self.scores[i], |s| ids.get(s, text)),
                     }
                 }
                 _ => {}
