@@ -346,17 +346,34 @@ fn interleave<const SIZE: usize>(src: &[u8], row_bytes: usize, out: &mut [u8]) {
 /// bfloat16s: `[row][k]` to `[k / 2][16][2]`. Magnitudes below 2^-56 become zero, see
 /// [`crate::PairRows`].
 fn interleave_pairs(src: &[u8], row_bytes: usize, out: &mut [u8]) {
-    let large = |b: &[u8]| {
-        let bits = u16::from_le_bytes([b[0], b[1]]);
-        if u32::from(bits & 0x7fff) < SMALLEST { 0 } else { u32::from(bits) }
-    };
+    if src.len() == PANEL * row_bytes && row_bytes.is_multiple_of(4) {
+        // A pair of all rows before the next one: what is written is written once, in order.
+        let rows: [&[[u8; 4]]; PANEL] =
+            std::array::from_fn(|r| src[r * row_bytes..(r + 1) * row_bytes].as_chunks().0);
+        let (words, _) = out.as_chunks_mut::<4>();
+        for (p, dst) in words.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+            for (row, dst) in rows.iter().zip(dst) {
+                *dst = large_pair(row[p]);
+            }
+        }
+        return;
+    }
     for (lane, row) in src.chunks_exact(row_bytes).enumerate() {
         for (pair, dst) in row.chunks(4).zip(out.chunks_exact_mut(4 * PANEL)) {
-            let second = if pair.len() == 4 { large(&pair[2..]) } else { 0 };
-            let word = large(pair) | second << 16;
-            dst[4 * lane..4 * lane + 4].copy_from_slice(&word.to_le_bytes());
+            let mut both = [0; 4];
+            both[..pair.len()].copy_from_slice(pair);
+            dst[4 * lane..4 * lane + 4].copy_from_slice(&large_pair(both));
         }
     }
+}
+
+/// Two bfloat16s, those below 2^-56 as zero.
+#[inline(always)]
+fn large_pair(pair: [u8; 4]) -> [u8; 4] {
+    let both = u32::from_le_bytes(pair);
+    let low = if both & 0x7fff < SMALLEST { 0 } else { both & 0xffff };
+    let high = if both >> 16 & 0x7fff < SMALLEST { 0 } else { both & 0xffff_0000 };
+    (low | high).to_le_bytes()
 }
 
 /// The bytes of a row's block to its lane of consecutive quads, each exclusive-ored with `flip`.
