@@ -42,6 +42,16 @@ def make(shape, folder):
     path.write_text(json.dumps(found, indent=2))
 
 
+def one_step(model, trained, optimizer, ids, labels):
+    """Forward, backward, clipping, AdamW; returns the loss."""
+    loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss
+
+
 def run(folder, method, batch, length, steps):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if method == "lora":
@@ -57,11 +67,7 @@ def run(folder, method, batch, length, steps):
     times = []
     for step in range(steps):
         start = time.perf_counter()
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        loss = one_step(model, trained, optimizer, ids, ids)
         times.append(time.perf_counter() - start)
         print(f"step {step}: loss {loss.item():.4f}, {times[-1]:.2f} s", flush=True)
     rate = batch * length / statistics.median(times[1:])

@@ -1,5 +1,6 @@
 //! Activations.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Buffers of dropped tensors, to be used again: fresh pages from the system cost more than what
@@ -8,6 +9,8 @@ pub(crate) struct FreeList {
     buffers: Mutex<Vec<Vec<f32>>>,
     /// How many wait for their next use.
     keep: usize,
+    /// Values in tensors that are there.
+    live: AtomicUsize,
 }
 
 impl Default for FreeList {
@@ -19,12 +22,17 @@ impl Default for FreeList {
 impl FreeList {
     /// A list that keeps so many buffers.
     pub fn new(keep: usize) -> Self {
-        Self { buffers: Mutex::default(), keep }
+        Self { buffers: Mutex::default(), keep, live: AtomicUsize::new(0) }
     }
 
     /// Gives everything back to the system.
     pub fn clear(&self) {
         self.buffers.lock().unwrap_or_else(|e| e.into_inner()).clear();
+    }
+
+    /// Values in all tensors that are there.
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
     }
 
     /// A buffer of `len` values, whatever they are.
@@ -38,10 +46,12 @@ impl FreeList {
         let mut v = best.map_or_else(|| Vec::with_capacity(len), |i| free.swap_remove(i));
         drop(free);
         v.resize(len, 0.0);
+        self.live.fetch_add(len, Ordering::Relaxed);
         v
     }
 
     fn give(&self, v: Vec<f32>) {
+        self.live.fetch_sub(v.len(), Ordering::Relaxed);
         let mut free = self.buffers.lock().unwrap_or_else(|e| e.into_inner());
         if free.len() == self.keep {
             // The longest unused goes.

@@ -1,8 +1,8 @@
 //! Training speed and memory, to put beside tools/training_peer.py:
 //!
-//!     cargo run --release -p lapidary-tune --example training_speed -- MODEL full|lora BATCH LENGTH [STEPS] [keep]
+//!     cargo run --release -p lapidary-tune --example training_speed -- MODEL full|lora BATCH LENGTH [STEPS [MIB]]
 //!
-//! `keep` keeps every activation instead of computing blocks again.
+//! MIB is the memory for activations; what does not fit is computed again.
 
 use lapidary_formats::Checkpoint;
 use lapidary_tune::{LoraOptions, Method, Sequence, TrainOptions, Trainer};
@@ -11,11 +11,15 @@ use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let usage = "training_speed MODEL full|lora BATCH LENGTH [STEPS] [keep]";
+    let usage = "training_speed MODEL full|lora BATCH LENGTH [STEPS [MIB]]";
     let [model, method, batch, length, rest @ ..] = &args[..] else { return Err(usage.into()) };
     let (batch, length): (u32, u32) = (batch.parse()?, length.parse()?);
-    let recompute = !rest.iter().any(|a| a == "keep");
-    let steps: usize = rest.iter().find_map(|a| a.parse().ok()).unwrap_or(4);
+    let number = |i: usize| rest.get(i).map(|a| a.parse::<usize>()).transpose();
+    let steps = number(0)?.unwrap_or(4);
+    let mut options = TrainOptions::default();
+    if let Some(mib) = number(1)? {
+        options.activation_memory = mib << 20;
+    }
     let method = match &method[..] {
         "full" => Method::Full,
         "lora" => Method::Lora(LoraOptions {
@@ -29,8 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let checkpoint = Checkpoint::open(Path::new(model))?;
     let vocab = lapidary_model::describe(&checkpoint)?.vocab as u32;
-    let mut trainer =
-        Trainer::new(&checkpoint, TrainOptions { method, recompute, ..TrainOptions::default() })?;
+    let mut trainer = Trainer::new(&checkpoint, TrainOptions { method, ..options })?;
     println!("{:.1} million values are trained", trainer.trained() as f64 / 1e6);
     let sequence = |b: u32| {
         Sequence::whole((0..length).map(|i| 5 + (i * 7 + b * 131) % (vocab - 5)).collect())

@@ -80,9 +80,10 @@ pub struct TrainOptions {
     pub ema: Option<f32>,
     /// How much direct preference optimisation holds on to the reference model: its beta.
     pub dpo_beta: f32,
-    /// Keep only block inputs and compute each block again for its gradient: less memory, a third
-    /// more arithmetic. The results are the same bits.
-    pub recompute: bool,
+    /// Bytes for what blocks compute and their gradients need. Blocks that do not fit keep only
+    /// their input and are computed again: less memory, up to a third more arithmetic, the same
+    /// bits.
+    pub activation_memory: usize,
     /// Where randomness begins: fresh weights, fresh adapters, dropout.
     pub seed: u64,
     /// Threads; the results don't depend on them.
@@ -98,7 +99,7 @@ impl Default for TrainOptions {
             clip: Some(1.0),
             ema: None,
             dpo_beta: 0.1,
-            recompute: true,
+            activation_memory: 1 << 30,
             seed: 0,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }

@@ -1,11 +1,11 @@
 //! The trainer: micro-batches to gradients to new weights.
 //!
 //! A model is loaded onto a [`Tape`] and asked for `embed`, `block` and `head`, as in inference.
-//! Going forward only the blocks' inputs are kept (with `recompute`); going back each block runs
-//! again, recorded, to pull its gradient. The head sees a chunk of rows at a time, so that logits
+//! Going forward the first blocks are recorded, as many as the memory for activations holds; of the
+//! others only the inputs are kept, and going back each runs again, recorded, to pull its gradient. The head sees a chunk of rows at a time, so that logits
 //! never fill a `[tokens, vocabulary]` array.
 //!
-//! Same seed, same data: same bits, for any number of threads, with or without `recompute`, in one
+//! Same seed, same data: same bits, for any number of threads, with any memory for activations, in one
 //! run or in several.
 
 use crate::optimizer::Optimizer;
@@ -20,6 +20,8 @@ use std::sync::Arc;
 
 /// Logits that exist at a time: 128 MiB.
 const LOGITS: usize = 32 << 20;
+/// Rows of logits at least: for fewer, packing the head's weights takes longer than it saves.
+const LOGIT_ROWS: usize = 256;
 /// Tokens that an evaluation computes at a time.
 const EVALUATE: usize = 4096;
 /// The families whose operations all have a gradient.
@@ -76,6 +78,8 @@ pub struct Trainer {
     /// Steps done.
     pub(crate) steps: u64,
     notes: Vec<String>,
+    /// Bytes of what a block records for each row; 0 before the first.
+    row_bytes: usize,
     /// What `block` asks for; whole sequences need none.
     cache: KvCache,
 }
@@ -119,7 +123,7 @@ impl Batch {
 
 /// What a pass forward keeps.
 struct Forward {
-    /// What entered each block (with `recompute`).
+    /// What entered each block that was not recorded: the last ones.
     inputs: Vec<Tensor>,
     /// The number of what entered the first block.
     first: u64,
@@ -174,7 +178,16 @@ impl Trainer {
         let optimizer = Optimizer::new(&tape, &options);
         let cache = KvCache::new(&loaded.model.info().kv, KvType::F32);
         let notes = loaded.notes;
-        Ok(Self { model: loaded.model, tape, optimizer, options, steps: 0, notes, cache })
+        Ok(Self {
+            model: loaded.model,
+            tape,
+            optimizer,
+            options,
+            steps: 0,
+            notes,
+            row_bytes: 0,
+            cache,
+        })
     }
 
     /// Things that the user should know.
@@ -370,13 +383,14 @@ impl Trainer {
 
     /// All blocks; `gradient` says whether the way back will be taken.
     fn forward(&mut self, rows: &Rows, gradient: bool) -> Forward {
-        let record = gradient && !self.options.recompute;
-        self.tape.record(record);
+        let kept = if gradient { self.kept(rows) } else { 0 };
+        self.tape.record(kept > 0);
         let mut x = self.model.embed(&mut self.tape, rows);
         let first = self.tape.id_of(&x);
         let mut inputs = Vec::new();
         for layer in 0..self.model.info().layers {
-            if gradient && !record {
+            self.tape.record(layer < kept);
+            if gradient && layer >= kept {
                 inputs.push(self.tape.share(&x));
             }
             x = self.model.block(layer, &mut self.tape, x, rows, &mut self.cache);
@@ -385,9 +399,19 @@ impl Trainer {
         Forward { inputs, first, last: x }
     }
 
+    /// Blocks whose recording the memory for activations holds.
+    fn kept(&self, rows: &Rows) -> usize {
+        let layers = self.model.info().layers;
+        match (self.options.activation_memory, self.row_bytes * rows.ids.len()) {
+            (usize::MAX, _) => layers,
+            (_, 0) => 0,
+            (memory, block) => (memory / block).min(layers),
+        }
+    }
+
     /// Rows that the head takes at a time.
     fn chunk(&self) -> usize {
-        (LOGITS / self.model.info().vocab).max(16)
+        (LOGITS / self.model.info().vocab).max(LOGIT_ROWS)
     }
 
     /// For each learnt row the logarithm of its target's probability.
@@ -438,28 +462,30 @@ impl Trainer {
 
     fn blocks_back(&mut self, forward: Forward, gradient: Tensor, rows: &Rows) {
         let Forward { mut inputs, first, last } = forward;
-        if !self.options.recompute {
-            self.tape.backward(self.tape.id_of(&last), gradient, first, 0);
-            return;
-        }
+        let kept = self.model.info().layers - inputs.len();
+        let (mut output, mut gradient) = (self.tape.id_of(&last), gradient);
         drop(last);
-        let mut gradient = Some(gradient);
-        for layer in (0..self.model.info().layers).rev() {
-            let (Some(x), Some(g)) = (inputs.pop(), gradient.take()) else { return };
-            let input = self.tape.id_of(&x);
+        while let Some(x) = inputs.pop() {
+            let (input, mark, before) =
+                (self.tape.id_of(&x), self.tape.mark(), self.tape.live_bytes());
             self.tape.record(true);
-            let y = self.model.block(layer, &mut self.tape, x, rows, &mut self.cache);
+            let y = self.model.block(kept + inputs.len(), &mut self.tape, x, rows, &mut self.cache);
             self.tape.record(false);
-            let output = self.tape.id_of(&y);
+            let output_of_block = self.tape.id_of(&y);
             drop(y);
-            gradient = self.tape.backward(output, g, input, 0);
+            self.row_bytes = (self.tape.live_bytes() - before).div_ceil(rows.ids.len());
+            match self.tape.backward(output_of_block, gradient, input, mark) {
+                Some(g) => (output, gradient) = (input, g),
+                None => return,
+            }
         }
-        if let (Some(g), Method::Full) = (gradient, &self.options.method) {
+        if kept == 0 && self.options.method == Method::Full {
             self.tape.record(true);
             let x = self.model.embed(&mut self.tape, rows);
+            output = self.tape.id_of(&x);
             self.tape.record(false);
-            self.tape.backward(self.tape.id_of(&x), g, first, 0);
         }
+        self.tape.backward(output, gradient, first, 0);
     }
 
     /// Changes the weights by their gradients, which become zero; returns the gradients' length.

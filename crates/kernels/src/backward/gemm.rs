@@ -111,7 +111,9 @@ impl Gemm {
         b.check(n, k);
         let width = strip_width(self.isa);
         let strips = n.div_ceil(width);
-        let each = (CHUNK / (k.min(KB) * width)).clamp(1, strips);
+        let most = (CHUNK / (k.min(KB) * width)).clamp(1, strips);
+        // Chunks alike: each packs a anew, which a rest of a few strips would not pay for.
+        let each = strips.div_ceil(strips.div_ceil(most));
         let mut packed = self.scratch.take(each * width * k.min(KB) + 16);
         let c = SharedMut(c.as_mut_ptr());
         for k0 in (0..k).step_by(KB) {

@@ -202,6 +202,11 @@ impl Tape {
         self.cpu.free_list().clear();
     }
 
+    /// Bytes of all tensors that are there, those of the recording too.
+    pub fn live_bytes(&mut self) -> usize {
+        4 * self.cpu.free_list().live()
+    }
+
     /// Zeros.
     pub fn zeros(&mut self, rows: usize, cols: usize) -> Tensor {
         let mut x = self.cpu.stale(rows, cols);

@@ -24,9 +24,10 @@ pub struct TrainConfig {
     /// Stop at the first broken line or unfit example.
     #[serde(default)]
     pub strict: bool,
-    /// Compute each block again for its gradient instead of keeping what it computed.
-    #[serde(default = "yes")]
-    pub recompute: bool,
+    /// MiB for what blocks compute and their gradients need; blocks that do not fit are computed
+    /// again.
+    #[serde(default = "gibibyte")]
+    pub activation_memory: usize,
     /// What is trained.
     #[serde(default)]
     pub model: ModelConfig,
@@ -293,8 +294,8 @@ impl Default for SampleConfig {
 fn one() -> u64 {
     1
 }
-fn yes() -> bool {
-    true
+fn gibibyte() -> usize {
+    1024
 }
 fn weight() -> f64 {
     1.0
@@ -454,7 +455,7 @@ impl TrainConfig {
             clip: (o.clip > 0.0).then_some(o.clip),
             ema: (o.ema > 0.0).then_some(o.ema),
             dpo_beta: self.dpo.beta,
-            recompute: self.recompute,
+            activation_memory: self.activation_memory.saturating_mul(1 << 20),
             seed: self.seed,
             threads: self.threads.unwrap_or(threads),
         }

@@ -175,11 +175,16 @@ fn claim(config: &TrainConfig, resume: bool, hooks: &mut Hooks) -> Result<File> 
     }
     if resolved.exists() {
         let before = fs::read_to_string(&resolved).map_err(|e| wrong("cannot be read", e))?;
-        let before = TrainConfig::parse(&before, &resolved.display().to_string())?;
-        let changed = config.changed_keys(&before);
-        if !changed.is_empty() {
-            let keys = changed.join(", ");
-            (hooks.listen)(Event::Note(format!("changed since the run began: {keys}")));
+        match TrainConfig::parse(&before, &resolved.display().to_string()) {
+            Ok(before) => {
+                let changed = config.changed_keys(&before);
+                if !changed.is_empty() {
+                    let keys = changed.join(", ");
+                    (hooks.listen)(Event::Note(format!("changed since the run began: {keys}")));
+                }
+            }
+            // Keys of another version of the program.
+            Err(e) => (hooks.listen)(Event::Note(format!("the run began otherwise: {e}"))),
         }
     }
     write_file(&resolved, config.resolved().as_bytes())?;
