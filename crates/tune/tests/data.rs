@@ -5,7 +5,7 @@ use lapidary_formats::Checkpoint;
 use lapidary_formats::chat::ChatTemplate;
 use lapidary_tune::Sequence;
 use lapidary_tune::data::{
-    Document, Encoder, Example, Source, SourceSpec, Stream, StreamSpec, Unfit, held_out,
+    Document, Encoder, Example, Learn, Source, SourceSpec, Stream, StreamSpec, Unfit, held_out,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -367,6 +367,17 @@ fn the_assistant_s_turns_alone_are_learnt() {
         }
     }
     println!("{} templates", texts.len());
+}
+
+/// For pre-training the questions are learnt too; the tokens are the same.
+#[test]
+fn conversations_can_be_learnt_whole() {
+    let answers = encoded(&model(), &turns(2));
+    let encoder = Encoder::new(model(), 400).learning(Learn::All);
+    let Example::One(all) = encoder.encode(&turns(2)).unwrap().remove(0) else { panic!("a pair") };
+    assert_eq!(all.ids, answers.ids);
+    assert!(all.learn.iter().all(|l| *l));
+    assert!(answers.learn.iter().any(|l| !*l));
 }
 
 /// A template that writes old turns otherwise than the last one.

@@ -320,4 +320,12 @@ fn epochs_count_their_steps_and_wrong_values_are_named() {
         let error = TrainConfig::open(&path).unwrap_err().to_string();
         assert!(error.contains(&format!("bad.toml: {key}: ")), "{error}");
     }
+    // Preferences are between answers.
+    let text = text.replace("method = \"full\"", "method = \"dpo\"");
+    let text = text.replace("learn = \"answers\"", "learn = \"all\"");
+    let text = text.replace("batch_tokens = 128", "batch_tokens = 4096");
+    let path = dir.0.join("bad.toml");
+    fs::write(&path, text).unwrap();
+    let error = TrainConfig::open(&path).unwrap_err().to_string();
+    assert!(error.contains("bad.toml: data.learn: "), "{error}");
 }

@@ -5,6 +5,7 @@ use super::document::Document;
 use crate::{Pair, Sequence};
 use lapidary_engine::Text;
 use lapidary_formats::chat::{Message, Rendered};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -23,6 +24,19 @@ pub struct Encoder {
     text: Arc<Text>,
     /// Tokens of a sequence at most.
     sequence: usize,
+    /// What of a conversation is learnt.
+    learn: Learn,
+}
+
+/// What of an example with an answer is learnt.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Learn {
+    /// The answers, with the tokens that end them.
+    #[default]
+    Answers,
+    /// Everything, the questions too: for pre-training.
+    All,
 }
 
 /// Templates that show the date get this one: a run must not depend on the day it runs.
@@ -31,7 +45,13 @@ const NOW: i64 = 1_767_225_600;
 impl Encoder {
     /// An encoder for sequences of at most `sequence` tokens.
     pub fn new(text: Arc<Text>, sequence: usize) -> Self {
-        Self { text, sequence }
+        Self { text, sequence, learn: Learn::Answers }
+    }
+
+    /// The same, which learns that of conversations.
+    #[must_use]
+    pub fn learning(self, learn: Learn) -> Self {
+        Self { learn, ..self }
     }
 
     /// The sequences of a document. Only plain text is cut; whatever else is too long is refused.
@@ -66,7 +86,7 @@ impl Encoder {
     }
 
     fn one(&self, document: &Document) -> Result<Sequence, Unfit> {
-        let sequence = match document {
+        let mut sequence = match document {
             Document::Turns { messages, from } => self.turns(messages, *from)?,
             Document::Completion { prompt, completion } => self.completion(prompt, completion),
             _ => return Err(Unfit::Problem("a prompt with its answer was expected".into())),
@@ -76,6 +96,9 @@ impl Encoder {
         }
         if !sequence.learn.iter().skip(1).any(|l| *l) {
             return Err(Unfit::Problem("it has no answer to learn".into()));
+        }
+        if self.learn == Learn::All {
+            sequence.learn.fill(true);
         }
         Ok(sequence)
     }

@@ -13,7 +13,7 @@ mod source;
 mod stream;
 
 pub use document::Document;
-pub use encode::{Encoder, Unfit};
+pub use encode::{Encoder, Learn, Unfit};
 pub use held_out::{HeldOut, held_out};
 pub use records::Format;
 pub(crate) use records::{Raw, Records, files};

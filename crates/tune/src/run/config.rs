@@ -1,7 +1,7 @@
 //! A training configuration: a TOML file of which every key is known.
 
 use super::schedule::ScheduleConfig;
-use crate::data::{Format, SourceSpec};
+use crate::data::{Format, Learn, SourceSpec};
 use crate::{AdamW, LoraOptions, Method, StatePrecision, TrainOptions};
 use lapidary_formats::{FormatError, Result};
 use serde::{Deserialize, Serialize};
@@ -131,6 +131,9 @@ pub struct DataConfig {
     /// Share of the documents that is kept to measure on.
     #[serde(default)]
     pub held_out: f64,
+    /// What of a conversation is learnt.
+    #[serde(default)]
+    pub learn: Learn,
     /// The sources.
     pub source: Vec<SourceConfig>,
 }
@@ -373,6 +376,9 @@ impl TrainConfig {
         }
         if !(0.0..=0.5).contains(&d.held_out) {
             return bad("data.held_out", "a share from 0 to 0.5 was expected");
+        }
+        if d.learn == Learn::All && self.method == MethodConfig::Dpo {
+            return bad("data.learn", "\"answers\" was expected: dpo compares answers alone");
         }
         if d.source.is_empty() {
             return bad("data.source", "at least one was expected");

@@ -50,6 +50,8 @@ micro_tokens = 2048
 shuffle = 10000
 # Share of the documents that is kept to measure on.
 held_out = 0.005
+# What of a conversation is learnt: "answers", or "all", the questions too.
+learn = "all"
 
 # A file or a folder: .jsonl, .txt or .parquet, also .gz and .zst. Write as many sources as you like.
 [[data.source]]

@@ -232,7 +232,7 @@ impl<'a> Run<'a> {
             return Err(FormatError::new(CONFIG, "data.sequence", problem));
         }
         let text = Arc::new(Text::open(base)?);
-        let encoder = Encoder::new(text.clone(), config.data.sequence);
+        let encoder = Encoder::new(text.clone(), config.data.sequence).learning(config.data.learn);
         let spec = StreamSpec {
             sources: config.sources(),
             batch_tokens: config.data.batch_tokens,
