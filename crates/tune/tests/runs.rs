@@ -322,7 +322,7 @@ fn epochs_count_their_steps_and_wrong_values_are_named() {
     }
     // Preferences are between answers.
     let text = text.replace("method = \"full\"", "method = \"dpo\"");
-    let text = text.replace("learn = \"answers\"", "learn = \"all\"");
+    let text = text.replace("held_out = 0.1", "held_out = 0.1\nlearn = \"all\"");
     let text = text.replace("batch_tokens = 128", "batch_tokens = 4096");
     let path = dir.0.join("bad.toml");
     fs::write(&path, text).unwrap();
