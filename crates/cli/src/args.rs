@@ -247,6 +247,10 @@ pub struct ServeArgs {
     /// Serve every .gguf file and every Hugging Face directory in DIR, each by its name
     #[arg(long, value_name = "DIR", help_heading = "Models")]
     pub models_dir: Option<PathBuf>,
+    /// An adapter of a model, in PEFT's layout; may be repeated. Requests name it MODEL+NAME; MODEL may
+    /// be left out here if there is only one
+    #[arg(long, value_name = "[MODEL+]NAME=DIR", help_heading = "Models")]
+    pub adapter: Vec<String>,
     /// Memory for weights, keys and values, such as 8GiB [default: 80 % of what is available]
     #[arg(long, value_name = "SIZE", help_heading = "Models")]
     pub memory: Option<String>,

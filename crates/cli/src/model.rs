@@ -107,8 +107,8 @@ fn load(
 ) -> Result<(Loaded, Cpu, Limits), Box<dyn std::error::Error>> {
     let mut cpu = cpu(args)?;
     let adapter = args.adapter.as_deref().map(lapidary_tune::Adapter::open).transpose()?;
-    let adapter = adapter.map(lapidary_tune::Adapter::into_adapters);
-    let loaded = lapidary_model::load_adapted(checkpoint, &mut cpu, adapter.as_ref())?;
+    let adapters = Vec::from_iter(adapter.map(lapidary_tune::Adapter::into_adapters));
+    let loaded = lapidary_model::load_adapted(checkpoint, &mut cpu, &adapters)?;
     loaded.notes.iter().for_each(|line| show::note(&format!("note: {line}")));
     let limits = limits(args, &loaded)?;
     Ok((loaded, cpu, limits))

@@ -3,7 +3,7 @@
 use crate::args::{LogArg, ServeArgs};
 use crate::{Outcome, model, show};
 use lapidary_server::app::Policy;
-use lapidary_server::model::{Machine, Origin};
+use lapidary_server::model::{AdapterOrigin, Machine, Origin};
 use lapidary_server::registry::check_name;
 use lapidary_server::serve::{Settings, log};
 use std::path::Path;
@@ -50,9 +50,11 @@ fn settings(args: &ServeArgs) -> Result<Settings, Box<dyn std::error::Error>> {
         Some(size) => bytes("--memory", size)?,
         None => available_memory()? / 5 * 4,
     };
+    let models = models(args)?;
     Ok(Settings {
         listen: args.listen,
-        models: models(args)?,
+        adapters: adapters(args, &models)?,
+        models,
         machine,
         memory,
         preload: args.preload,
@@ -86,6 +88,8 @@ fn policy(args: &ServeArgs) -> Result<Policy, String> {
         hosts,
         log_prompts: args.log_prompts,
         body_time: defaults.body_time,
+        head_time: defaults.head_time,
+        write_time: defaults.write_time,
     })
 }
 
@@ -108,6 +112,34 @@ fn models(args: &ServeArgs) -> Result<Vec<(String, Origin)>, Box<dyn std::error:
         models.push((BUILT_IN.to_owned(), Origin::BuiltIn(model::DEFAULT_MODEL)));
     }
     Ok(models)
+}
+
+/// The adapters that the flags name.
+fn adapters(args: &ServeArgs, models: &[(String, Origin)]) -> Result<Vec<AdapterOrigin>, String> {
+    let mut out = Vec::new();
+    for given in &args.adapter {
+        let (name, path) = given
+            .split_once('=')
+            .ok_or_else(|| format!("--adapter {given}: [MODEL+]NAME=DIR was expected"))?;
+        // A model's name may hold a + itself.
+        let base = models.iter().find_map(|(model, _)| {
+            let rest = name.strip_prefix(model.as_str())?.strip_prefix('+')?;
+            Some((model.clone(), rest.to_owned()))
+        });
+        let (model, name) = match (base, models) {
+            (Some(both), _) => both,
+            (None, [(model, _)]) if !name.contains('+') => (model.clone(), name.to_owned()),
+            (None, _) => {
+                let names: Vec<&str> = models.iter().map(|m| m.0.as_str()).collect();
+                let names = names.join(", ");
+                return Err(format!("--adapter {given}: say MODEL+NAME=DIR; models: {names}"));
+            }
+        };
+        let path = Path::new(path).to_owned();
+        let open: fn(&Path) -> _ = |path| Ok(lapidary_tune::Adapter::open(path)?.into_adapters());
+        out.push(AdapterOrigin { model, name, path, open });
+    }
+    Ok(out)
 }
 
 /// `gemma-3-1b-it` for a directory of that name, or for `gemma-3-1b-it.gguf`.

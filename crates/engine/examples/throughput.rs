@@ -54,7 +54,12 @@ fn start(model: &Path, threads: usize, context: usize) -> Result<Engine, Box<dyn
     let checkpoint = Checkpoint::open(model)?;
     let mut cpu = Cpu::new(Isa::detect(), Arc::new(Pool::new(threads)), Precision::Fast);
     let loaded = load(&checkpoint, &mut cpu)?;
-    let parts = Parts { model: loaded.model, ops: Box::new(cpu), weight_bytes: loaded.step_bytes };
+    let parts = Parts {
+        model: loaded.model,
+        ops: Box::new(cpu),
+        weight_bytes: loaded.step_bytes,
+        adapters: 0,
+    };
     Ok(Engine::start(parts, EngineOptions { context, ..EngineOptions::default() })?)
 }
 

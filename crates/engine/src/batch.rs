@@ -41,18 +41,34 @@ pub(crate) fn rows(plan: &Plan, scheduler: &Scheduler) -> Rows {
     rows
 }
 
+/// What is wanted of a pass.
+pub(crate) struct Wanted<'a> {
+    /// Rows whose logits are.
+    pub logits: &'a [u32],
+    /// Rows whose hidden states are.
+    pub states: &'a [u32],
+    /// The adapter of each row, if the model has any.
+    pub adapters: Option<Vec<Option<u32>>>,
+}
+
 /// Runs the model over `rows`: the logits of some rows and the hidden states of others.
 pub(crate) fn pass(
     model: &dyn Model,
     ops: &mut dyn Ops,
     rows: &Rows,
-    logits: &[u32],
-    states: &[u32],
+    wanted: Wanted,
     cache: &mut KvCache,
 ) -> Output {
+    let Wanted { logits, states, adapters } = wanted;
+    if adapters.is_some() {
+        ops.adapt(adapters.clone());
+    }
     let x = layers(model, ops, rows, cache);
     let mut out = Output::default();
     if !logits.is_empty() {
+        if let Some(all) = &adapters {
+            ops.adapt(Some(logits.iter().map(|row| all[*row as usize]).collect()));
+        }
         // The vocabulary is wide: only rows whose logits are wanted go through the head.
         let x = ops.gather(&x, logits);
         let y = model.head(ops, &x);

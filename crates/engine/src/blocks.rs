@@ -39,6 +39,8 @@ struct Table {
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     tables: Vec<Table>,
+    /// Whose it is.
+    space: Space,
     /// The nodes of its whole blocks, as far as they were published.
     chain: Vec<u32>,
     /// Numbers of blocks after which a prefix may well be looked for again.
@@ -95,13 +97,28 @@ struct Block {
     idle: Option<(bool, u64)>,
 }
 
-/// The root's number; requests that must not share a prefix could begin at another.
-const ROOT: u32 = u32::MAX;
+/// Who may share prefixes: sequences of one space alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Space {
+    /// The adapter, which changes keys and values.
+    pub adapter: Option<u32>,
+    /// Whose requests these are: how long an answer takes must not tell others what was asked.
+    pub owner: u64,
+}
+
+/// What a node comes after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Parent {
+    /// Nothing: texts of a space begin here.
+    Root(Space),
+    /// Another node.
+    Node(u32),
+}
 
 type Ids = [u32; KV_BLOCK];
 
 struct Node {
-    parent: u32,
+    parent: Parent,
     ids: Ids,
     /// Its block in each group.
     blocks: Vec<Option<u32>>,
@@ -124,7 +141,7 @@ pub(crate) struct Blocks {
     idle: BTreeSet<(bool, u64, usize, u32)>,
     nodes: Vec<Node>,
     free_nodes: Vec<u32>,
-    index: HashMap<(u32, Ids), u32>,
+    index: HashMap<(Parent, Ids), u32>,
     clock: u64,
     changes: Vec<Change>,
 }
@@ -192,15 +209,15 @@ impl Blocks {
     }
 
     /// An empty sequence.
-    pub fn hold_nothing(&self) -> Held {
-        Held { tables: vec![Table::default(); self.groups.len()], ..Held::default() }
+    pub fn hold_nothing(&self, space: Space) -> Held {
+        Held { tables: vec![Table::default(); self.groups.len()], space, ..Held::default() }
     }
 
     /// How much of `tokens` is there already: whole blocks, and never all of them, so that there is
     /// something to compute.
-    pub fn find(&self, tokens: &[u32]) -> Match {
+    pub fn find(&self, space: Space, tokens: &[u32]) -> Match {
         let most = tokens.len().saturating_sub(1) / KV_BLOCK;
-        let chain = self.walk(tokens, most);
+        let chain = self.walk(space, tokens, most);
         // For each group, how many blocks in a row end at the node before.
         let mut runs = vec![0; self.groups.len()];
         let (mut best, mut known) = (0, 0);
@@ -222,13 +239,13 @@ impl Blocks {
     }
 
     /// The nodes that `tokens` begins with, at most so many.
-    fn walk(&self, tokens: &[u32], most: usize) -> Vec<u32> {
+    fn walk(&self, space: Space, tokens: &[u32], most: usize) -> Vec<u32> {
         let mut chain = Vec::new();
-        let mut parent = ROOT;
+        let mut parent = Parent::Root(space);
         for ids in tokens.as_chunks::<KV_BLOCK>().0.iter().take(most) {
             let Some(&node) = self.index.get(&(parent, *ids)) else { break };
             chain.push(node);
-            parent = node;
+            parent = Parent::Node(node);
         }
         chain
     }
@@ -246,9 +263,9 @@ impl Blocks {
     }
 
     /// A sequence that begins with the first `blocks` blocks of `tokens`, as found.
-    pub fn reuse(&mut self, tokens: &[u32], blocks: usize) -> Held {
-        let mut held = self.hold_nothing();
-        held.chain = self.walk(tokens, blocks);
+    pub fn reuse(&mut self, space: Space, tokens: &[u32], blocks: usize) -> Held {
+        let mut held = self.hold_nothing(space);
+        held.chain = self.walk(space, tokens, blocks);
         debug_assert_eq!(held.chain.len(), blocks);
         for &node in &held.chain {
             self.nodes[node as usize].users += 1;
@@ -293,7 +310,7 @@ impl Blocks {
     pub fn publish(&mut self, held: &mut Held, tokens: &[u32], computed: usize) {
         for i in held.chain.len()..computed / KV_BLOCK {
             let Some(&ids) = tokens[i * KV_BLOCK..].first_chunk() else { return };
-            let parent = held.chain.last().copied().unwrap_or(ROOT);
+            let parent = held.chain.last().map_or(Parent::Root(held.space), |n| Parent::Node(*n));
             let node = self.node(parent, ids);
             self.nodes[node as usize].users += 1;
             held.chain.push(node);
@@ -439,7 +456,7 @@ impl Blocks {
         }
     }
 
-    fn node(&mut self, parent: u32, ids: Ids) -> u32 {
+    fn node(&mut self, parent: Parent, ids: Ids) -> u32 {
         if let Some(&node) = self.index.get(&(parent, ids)) {
             return node;
         }
@@ -455,7 +472,7 @@ impl Blocks {
                 self.nodes.len() as u32 - 1
             }
         };
-        if parent != ROOT {
+        if let Parent::Node(parent) = parent {
             self.nodes[parent as usize].children += 1;
         }
         self.index.insert((parent, ids), node);
@@ -464,7 +481,7 @@ impl Blocks {
 
     /// Removes a node that nothing needs, and its parents likewise.
     fn prune(&mut self, mut node: u32) {
-        while node != ROOT {
+        loop {
             let n = &self.nodes[node as usize];
             if n.users > 0 || n.children > 0 || n.blocks.iter().any(Option::is_some) {
                 return;
@@ -472,9 +489,8 @@ impl Blocks {
             let parent = n.parent;
             self.index.remove(&(parent, n.ids));
             self.free_nodes.push(node);
-            if parent != ROOT {
-                self.nodes[parent as usize].children -= 1;
-            }
+            let Parent::Node(parent) = parent else { return };
+            self.nodes[parent as usize].children -= 1;
             node = parent;
         }
     }

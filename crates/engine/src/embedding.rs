@@ -40,6 +40,20 @@ pub enum EmbedError {
         /// The most there may be.
         context: usize,
     },
+    /// It has no tokens.
+    Empty {
+        /// Its place among the texts.
+        index: usize,
+    },
+    /// A token id beyond the vocabulary.
+    UnknownToken {
+        /// Its text's place among the texts.
+        index: usize,
+        /// The id.
+        id: u32,
+        /// Entries of the vocabulary.
+        vocab: usize,
+    },
     /// No prompt of this name.
     UnknownTask {
         /// The name.
@@ -63,6 +77,10 @@ impl std::fmt::Display for EmbedError {
         match self {
             EmbedError::TooLong { index, tokens, context } => {
                 write!(f, "text {index}: {tokens} tokens do not fit in {context}; nothing was cut")
+            }
+            EmbedError::Empty { index } => write!(f, "text {index} has no tokens"),
+            EmbedError::UnknownToken { index, id, vocab } => {
+                write!(f, "text {index}: token {id} is not below the vocabulary's {vocab}")
             }
             EmbedError::UnknownTask { name, known } => {
                 write!(f, "there is no task \"{name}\"; there are {}", known.join(", "))
@@ -192,17 +210,39 @@ impl Embedder {
         texts: &[&str],
         dimensions: Option<usize>,
     ) -> std::result::Result<Vec<Embedding>, EmbedError> {
+        let ids: Vec<Vec<u32>> = texts.iter().map(|t| self.tokens(prompt, t)).collect();
+        self.embed_tokens(ops, &ids, dimensions)
+    }
+
+    /// As [`Embedder::embed`], for texts that are tokens already.
+    ///
+    /// # Errors
+    /// [`EmbedError`].
+    pub fn embed_tokens(
+        &self,
+        ops: &mut dyn Ops,
+        ids: &[Vec<u32>],
+        dimensions: Option<usize>,
+    ) -> std::result::Result<Vec<Embedding>, EmbedError> {
         let wanted = dimensions.unwrap_or(self.size);
         if !(1..=self.size).contains(&wanted) {
             return Err(EmbedError::Dimensions { wanted, size: self.size });
         }
-        let ids: Vec<Vec<u32>> = texts.iter().map(|t| self.tokens(prompt, t)).collect();
+        let vocab = self.loaded.model.info().vocab;
+        for (index, ids) in ids.iter().enumerate() {
+            if ids.is_empty() {
+                return Err(EmbedError::Empty { index });
+            }
+            if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab) {
+                return Err(EmbedError::UnknownToken { index, id, vocab });
+            }
+        }
         if let Some(index) = ids.iter().position(|t| t.len() > self.context) {
             let (tokens, context) = (ids[index].len(), self.context);
             return Err(EmbedError::TooLong { index, tokens, context });
         }
         let mut out = Vec::with_capacity(ids.len());
-        let mut rest = &ids[..];
+        let mut rest = ids;
         while !rest.is_empty() {
             let mut tokens = rest[0].len();
             let more = rest[1..].iter().take_while(|t| {
@@ -355,7 +395,7 @@ fn linear(view: &TensorView, bias: Option<&TensorView>, ops: &mut dyn Ops) -> Re
             Ok(Vector::new(ops.read(&row)))
         })
         .transpose()?;
-    Ok(Linear { weight, bias, adapter: None })
+    Ok(Linear { weight, bias, adapters: Vec::new() })
 }
 
 /// The prompts of config_sentence_transformers.json.

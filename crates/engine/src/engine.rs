@@ -51,6 +51,8 @@ pub struct Parts {
     pub ops: Box<dyn Ops + Send>,
     /// Bytes of the weights in memory, for the plan.
     pub weight_bytes: usize,
+    /// Adapters that the model was loaded with.
+    pub adapters: u32,
 }
 
 /// What the engine will hold in memory, decided before it starts.
@@ -261,6 +263,7 @@ pub struct Engine {
     info: Info,
     plan: Plan,
     options: EngineOptions,
+    adapters: u32,
 }
 
 impl Engine {
@@ -269,7 +272,7 @@ impl Engine {
     /// # Errors
     /// If the options don't fit the model.
     pub fn start(parts: Parts, options: EngineOptions) -> Result<Self, PlanError> {
-        let info = parts.model.info().clone();
+        let (info, adapters) = (parts.model.info().clone(), parts.adapters);
         let plan = Plan::new(&info, parts.weight_bytes, &options)?;
         let (commands, inbox) = mpsc::channel();
         let stats = Stats { kv_total: options.memory, ..Stats::default() };
@@ -291,7 +294,7 @@ impl Engine {
             })
         });
         shared.gate().thread = Some(thread.unwrap_or_else(|e| panic!("no thread: {e}")));
-        Ok(Self { shared, info, plan, options })
+        Ok(Self { shared, info, plan, options, adapters })
     }
 
     /// Takes a request; its events come through the ticket.
@@ -357,6 +360,9 @@ impl Engine {
         }
         if r.prompt.len() > self.options.context {
             return Err(Refusal::Context { prompt: r.prompt.len(), context: self.options.context });
+        }
+        if let Some(adapter) = r.adapter.filter(|a| *a >= self.adapters) {
+            return Err(Refusal::UnknownAdapter { adapter, adapters: self.adapters });
         }
         if r.kind == Kind::Generate {
             r.sampling.check().map_err(Refusal::Sampling)?;

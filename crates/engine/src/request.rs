@@ -24,6 +24,11 @@ pub struct Request {
     pub max_tokens: usize,
     /// With each token its log-probability and those of so many of the likeliest.
     pub logprobs: Option<usize>,
+    /// The adapter that changes the model for this request, by its number; without it, none does.
+    pub adapter: Option<u32>,
+    /// Only requests of the same owner share what they begin with: that a prompt takes less time
+    /// could tell others that it was asked before.
+    pub owner: u64,
     /// Higher ones are served first.
     pub priority: i32,
     /// Clients share the engine evenly; requests with the same number share one client's part.
@@ -61,6 +66,8 @@ impl Request {
             stop_ids: Vec::new(),
             max_tokens,
             logprobs: None,
+            adapter: None,
+            owner: 0,
             priority: 0,
             client: 0,
             deadline: None,
@@ -151,6 +158,13 @@ pub enum Refusal {
         /// Tokens that fit.
         context: usize,
     },
+    /// An adapter that the model was not loaded with.
+    UnknownAdapter {
+        /// Its number.
+        adapter: u32,
+        /// How many there are.
+        adapters: u32,
+    },
     /// A sampling setting is out of its range.
     Sampling(SamplingError),
     /// Too many requests wait.
@@ -175,6 +189,9 @@ impl fmt::Display for Refusal {
                 f,
                 "the prompt's {prompt} tokens do not fit in a context of {context}; nothing was cut"
             ),
+            Refusal::UnknownAdapter { adapter, adapters } => {
+                write!(f, "there is no adapter {adapter}: the model was loaded with {adapters}")
+            }
             Refusal::Sampling(e) => e.fmt(f),
             Refusal::Busy { queued, limit } => {
                 write!(f, "{queued} requests wait already, of at most {limit}")

@@ -6,7 +6,7 @@
 //! client that has had least, then by arrival. When memory is short the request whose turn would
 //! come last loses its blocks and is computed again later: invariant 3 says that it can't tell.
 
-use crate::blocks::{Blocks, Full, Held};
+use crate::blocks::{Blocks, Full, Held, Space};
 use lapidary_ops::KV_BLOCK;
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -29,9 +29,27 @@ pub(crate) struct Sequence {
     pub client: u64,
     /// Whether it may begin with what others have computed.
     pub reuse: bool,
+    /// Those others.
+    pub space: Space,
     /// Tokens of the prompt.
     prompt: usize,
     held: Held,
+}
+
+/// A request that comes.
+pub(crate) struct New {
+    /// As in [`Sequence`].
+    pub id: u64,
+    /// Its tokens.
+    pub prompt: Vec<u32>,
+    /// As in [`Sequence`].
+    pub priority: i32,
+    /// As in [`Sequence`].
+    pub client: u64,
+    /// As in [`Sequence`].
+    pub reuse: bool,
+    /// As in [`Sequence`].
+    pub space: Space,
 }
 
 /// Tokens of a sequence that a pass computes.
@@ -94,15 +112,25 @@ impl Scheduler {
     }
 
     /// A new request.
-    pub fn push(&mut self, id: u64, prompt: Vec<u32>, priority: i32, client: u64, reuse: bool) {
+    pub fn push(&mut self, new: New) {
+        let New { id, prompt, priority, client, reuse, space } = new;
         // A client that comes back does not get the turns that it did not want meanwhile.
         let least = self.served.values().copied().min().unwrap_or(0);
         self.served.entry(client).or_insert(least);
-        let held = self.blocks.hold_nothing();
+        let held = self.blocks.hold_nothing(space);
         let (computed, count) = (0, prompt.len());
         let tokens = prompt;
-        let new = Sequence { id, tokens, computed, priority, client, reuse, prompt: count, held };
-        self.waiting.push(new);
+        self.waiting.push(Sequence {
+            id,
+            tokens,
+            computed,
+            priority,
+            client,
+            reuse,
+            space,
+            prompt: count,
+            held,
+        });
     }
 
     /// The request has ended, for whatever reason.
@@ -190,7 +218,7 @@ impl Scheduler {
         let Some(i) = self.running.iter().position(|s| s.id == id) else { return };
         let mut s = self.running.remove(i);
         plan.parts.retain(|p| p.id != id);
-        self.blocks.release(std::mem::replace(&mut s.held, self.blocks.hold_nothing()));
+        self.blocks.release(std::mem::replace(&mut s.held, self.blocks.hold_nothing(s.space)));
         s.computed = 0;
         self.waiting.push(s);
         // One that started in this very plan has not been told of yet.
@@ -225,7 +253,7 @@ impl Scheduler {
             // Victims are at the end of the list: `i` has not moved.
             let mut s = self.waiting.remove(i);
             if s.reuse {
-                s.held = self.blocks.reuse(&s.tokens, start / KV_BLOCK);
+                s.held = self.blocks.reuse(s.space, &s.tokens, start / KV_BLOCK);
                 s.held.keep(known);
                 s.held.keep(s.prompt / KV_BLOCK);
                 s.held.keep((s.prompt - 1) / KV_BLOCK);
@@ -242,7 +270,7 @@ impl Scheduler {
         if !s.reuse {
             return (0, 0);
         }
-        let found = self.blocks.find(&s.tokens);
+        let found = self.blocks.find(s.space, &s.tokens);
         (found.blocks * KV_BLOCK, found.known)
     }
 
@@ -250,7 +278,8 @@ impl Scheduler {
     /// better to wait for it.
     fn is_underway(&self, s: &Sequence, start: usize) -> bool {
         let most = (s.tokens.len() - 1) / KV_BLOCK * KV_BLOCK;
-        let prefilling = self.running.iter().filter(|r| r.tokens.len() - r.computed > 1);
+        let prefilling =
+            self.running.iter().filter(|r| r.tokens.len() - r.computed > 1 && r.space == s.space);
         s.reuse
             && prefilling.into_iter().any(|r| {
                 let same = r.tokens.iter().zip(&s.tokens).take_while(|(a, b)| a == b).count();
@@ -267,7 +296,7 @@ impl Scheduler {
             return true;
         }
         let s = &self.waiting[i];
-        let idle = if s.reuse { self.blocks.find(&s.tokens).idle_bytes } else { 0 };
+        let idle = if s.reuse { self.blocks.find(s.space, &s.tokens).idle_bytes } else { 0 };
         let needs = self.blocks.needs(start, s.tokens.len() + 1, self.budget) + idle;
         let soon = self.running.len() * self.blocks.step_bytes();
         self.running.len() < self.max_running && self.blocks.has_room(needs + soon)

@@ -1,7 +1,7 @@
 //! One sequence: its tokens, its cache blocks, and the passes that extend it.
 
 use crate::batch;
-use crate::blocks::{Blocks, Full, Held};
+use crate::blocks::{Blocks, Full, Held, Space};
 use lapidary_model::Model;
 use lapidary_ops::{KvCache, KvLayout, KvType, Ops, OutOfMemory, Rows, Span};
 use std::fmt;
@@ -72,7 +72,7 @@ impl Session {
     /// An empty sequence for a model of this layout.
     pub fn new(layout: &KvLayout, limits: Limits) -> Self {
         let blocks = Blocks::new(layout, limits.kv, usize::MAX);
-        let held = blocks.hold_nothing();
+        let held = blocks.hold_nothing(Space::default());
         let cache = KvCache::new(layout, limits.kv);
         Self { limits, cache, blocks, held, tokens: Vec::new() }
     }
@@ -110,7 +110,7 @@ impl Session {
     /// Forgets all tokens; the memory is kept.
     pub fn reset(&mut self) {
         self.tokens.clear();
-        let held = std::mem::replace(&mut self.held, self.blocks.hold_nothing());
+        let held = std::mem::replace(&mut self.held, self.blocks.hold_nothing(Space::default()));
         self.blocks.release(held);
     }
 
@@ -147,7 +147,8 @@ impl Session {
                 (false, true) => vec![chunk.len() as u32 - 1],
                 (false, false) => vec![],
             };
-            let out = batch::pass(model, ops, &rows, &wanted, &[], &mut self.cache);
+            let wanted = batch::Wanted { logits: &wanted, states: &[], adapters: None };
+            let out = batch::pass(model, ops, &rows, wanted, &mut self.cache);
             logits.extend(out.logits);
             self.tokens.extend(chunk);
         }

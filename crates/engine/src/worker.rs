@@ -1,12 +1,12 @@
 //! The engine thread's side of requests: plans become passes, and passes become events.
 
 use crate::batch;
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, Space};
 use crate::engine::{EngineOptions, Parts, Place, Stats, Submitted};
 use crate::generate::Finish;
 use crate::request::{Canceller, Event, Kind, Pooling, Request, Sink, Summary, Timings};
 use crate::sampler::{LogProbabilities, Sampler};
-use crate::scheduler::{Part, Plan, Scheduler};
+use crate::scheduler::{New, Part, Plan, Scheduler};
 use lapidary_ops::{KvCache, OutOfMemory};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -93,7 +93,9 @@ impl Worker {
         // A mean is over states, and the cache has none.
         let reuse = request.kind != Kind::Embed(Pooling::Mean);
         let prompt = request.prompt.clone();
-        self.scheduler.push(id, prompt, request.priority, request.client, reuse);
+        let (priority, client) = (request.priority, request.client);
+        let space = Space { adapter: request.adapter, owner: request.owner };
+        self.scheduler.push(New { id, prompt, priority, client, reuse, space });
         let live = Live {
             request,
             sink,
@@ -150,9 +152,11 @@ impl Worker {
         batch::follow(&mut self.cache, &mut self.scheduler.blocks)?;
         let (logits, states) = self.wanted(&plan);
         let rows = batch::rows(&plan, &self.scheduler);
+        let adapters = (self.parts.adapters > 0).then(|| self.adapters(&plan));
         let compute = Instant::now();
         let (model, ops) = (&*self.parts.model, &mut *self.parts.ops);
-        let out = batch::pass(model, ops, &rows, &logits, &states, &mut self.cache);
+        let wanted = batch::Wanted { logits: &logits, states: &states, adapters };
+        let out = batch::pass(model, ops, &rows, wanted, &mut self.cache);
         self.stats.model_time += compute.elapsed();
         self.scheduler.commit(&plan);
         self.tell(&plan, out);
@@ -211,6 +215,16 @@ impl Worker {
             row = end;
         }
         (logits, states)
+    }
+
+    /// The adapter of each row.
+    fn adapters(&self, plan: &Plan) -> Vec<Option<u32>> {
+        let mut out = Vec::new();
+        for part in &plan.parts {
+            let adapter = self.live.get(&part.id).and_then(|l| l.request.adapter);
+            out.resize(out.len() + part.tokens.len(), adapter);
+        }
+        out
     }
 
     /// The next token of every request whose logits are there, in the order of the parts.

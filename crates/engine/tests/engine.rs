@@ -8,7 +8,7 @@ use lapidary_engine::{
     Session, Stats,
 };
 use lapidary_formats::Checkpoint;
-use lapidary_model::{Loaded, load};
+use lapidary_model::{Adapters, Loaded, load_adapted};
 use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
 use proptest::prelude::*;
 use std::path::Path;
@@ -21,6 +21,7 @@ const CONTEXT: usize = 320;
 struct Bench {
     loaded: Loaded,
     cpu: Cpu,
+    adapters: u32,
 }
 
 impl Bench {
@@ -33,15 +34,19 @@ impl Bench {
             path if path.contains('/') => open(Path::new(path)),
             family => tiny::checkpoint(family),
         };
+        Self::load(&checkpoint, threads, &[])
+    }
+
+    fn load(checkpoint: &Checkpoint, threads: usize, adapters: &[Adapters]) -> Self {
         let mut cpu = Cpu::new(Isa::detect(), Arc::new(Pool::new(threads)), Precision::Fast);
-        let loaded = load(&checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}"));
-        Self { loaded, cpu }
+        let loaded = load_adapted(checkpoint, &mut cpu, adapters).unwrap_or_else(|e| panic!("{e}"));
+        Self { loaded, cpu, adapters: adapters.len() as u32 }
     }
 
     fn engine(self, options: EngineOptions) -> Engine {
-        let Self { loaded, cpu } = self;
-        let parts =
-            Parts { model: loaded.model, ops: Box::new(cpu), weight_bytes: loaded.step_bytes };
+        let Self { loaded, cpu, adapters } = self;
+        let weight_bytes = loaded.step_bytes;
+        let parts = Parts { model: loaded.model, ops: Box::new(cpu), weight_bytes, adapters };
         Engine::start(parts, options).unwrap_or_else(|e| panic!("{e}"))
     }
 
@@ -215,6 +220,54 @@ fn every_family_gives_the_bits_of_the_plain_loop() {
 }
 
 #[test]
+fn rows_of_one_batch_have_adapters_of_their_own_and_the_bits_of_each_alone() {
+    let checkpoint = tiny::checkpoint("gemma3_text");
+    let open = |adapters: &[u32]| {
+        let adapters: Vec<_> = adapters.iter().map(|seed| tiny::adapters(*seed)).collect();
+        Bench::load(&checkpoint, 2, &adapters)
+    };
+    // Each alone is the plain loop over the base with that adapter and no other.
+    let mut alone = [open(&[]), open(&[0]), open(&[1]), open(&[2])];
+    // The same texts for all, so that a prefix of another adapter would be found.
+    let requests: Vec<(usize, Request)> = (0..16)
+        .map(|i| {
+            let which = i as usize % 4;
+            let adapter = which.checked_sub(1).map(|a| a as u32);
+            (which, Request { adapter, ..request(6, 70 + i as usize / 4, 20) })
+        })
+        .collect();
+    let options = EngineOptions { token_budget: 50, ..options() };
+    let want: Vec<_> = requests.iter().map(|(w, r)| alone[*w].plain(r, options.kv)).collect();
+    assert!(want[0] != want[1] && want[1] != want[2] && want[2] != want[3], "all do something");
+    let engine = open(&[0, 1, 2]).engine(options);
+    for round in 0..2 {
+        let tickets: Vec<_> = requests.iter().map(|(_, r)| submit(&engine, r)).collect();
+        for (i, (ticket, want)) in tickets.iter().zip(&want).enumerate() {
+            assert_eq!(answer(ticket), *want, "round {round}, request {i}");
+        }
+    }
+    assert!(engine.stats().prefix_hits >= 16, "{:?}", engine.stats());
+    let none = Request { adapter: Some(3), ..request(1, 5, 5) };
+    let refusal = engine.submit(none).err();
+    assert_eq!(refusal, Some(Refusal::UnknownAdapter { adapter: 3, adapters: 3 }));
+}
+
+#[test]
+fn prefixes_are_shared_by_their_owner_alone() {
+    let engine = Bench::open("gemma3_text", 2).engine(options());
+    let ask = |owner| {
+        let before = engine.stats().prefix_hits;
+        let got = answer(&submit(&engine, &Request { owner, ..request(6, 70, 4) }));
+        (got, engine.stats().prefix_hits - before)
+    };
+    let (first, hits) = ask(1);
+    assert_eq!(hits, 0);
+    assert_eq!(ask(1), (first.clone(), 1));
+    assert_eq!(ask(2), (first.clone(), 0), "another's prompt must not show");
+    assert_eq!(ask(2), (first, 1));
+}
+
+#[test]
 fn a_conversation_finds_its_past_and_gives_the_same_bits() {
     for (model, least) in [("default", 3 * 32), ("gemma3_text", 3 * 32)] {
         let mut bench = Bench::open(model, 2);
@@ -339,6 +392,7 @@ fn a_context_that_does_not_fit_is_refused_with_what_would() {
         model: bench.loaded.model,
         ops: Box::new(bench.cpu),
         weight_bytes: bench.loaded.step_bytes,
+        adapters: 0,
     };
     let layout = parts.model.info().kv.clone();
     let Err(PlanError::Memory { fits, needed, .. }) = Engine::start(parts, options) else {

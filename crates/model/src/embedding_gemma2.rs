@@ -109,6 +109,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
     let layers = s.count("num_hidden_layers", "", settings::LAYERS)?;
     let kept: Vec<_> = shapes(s, layers)?.into_iter().map(|(w, kv, dim)| (kv, dim, w)).collect();
     Ok(Info {
+        encoder: true,
         family: "embedding_gemma2",
         vocab: s.vocab()?,
         layers,
@@ -207,10 +208,6 @@ fn layer(
 impl Model for EmbeddingGemma2 {
     fn info(&self) -> &Info {
         &self.info
-    }
-
-    fn is_encoder(&self) -> bool {
-        true
     }
 
     fn embed(&self, ops: &mut dyn Ops, rows: &Rows) -> Tensor {

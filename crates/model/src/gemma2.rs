@@ -46,6 +46,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
     let (heads, kv_heads) = s.heads()?;
     let context = s.opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?;
     Ok(Info {
+        encoder: false,
         family: "gemma2",
         vocab: s.vocab()?,
         layers,

@@ -16,7 +16,6 @@ use lapidary_ops::{
 
 struct Gemma3 {
     info: Info,
-    encoder: bool,
     eps: f32,
     act: Activation,
     /// `[vocab, width]`, also the output projection.
@@ -67,6 +66,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
     let (heads, kv_heads) = s.heads()?;
     let context = s.opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?;
     Ok(Info {
+        encoder: is_encoder(s)?,
         family: "gemma3",
         vocab: s.vocab()?,
         layers,
@@ -149,7 +149,6 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         .collect::<Result<Vec<_>>>()?;
     Ok(Box::new(Gemma3 {
         info,
-        encoder,
         eps: s.opt_positive("rms_norm_eps", "attention.layer_norm_rms_epsilon")?.unwrap_or(1e-6),
         act: s.activation(&["hidden_activation", "hidden_act"], Activation::GeluTanh)?,
         embedding,
@@ -184,10 +183,6 @@ fn windows(s: &Settings, count: usize) -> Result<Vec<Option<usize>>> {
 impl Model for Gemma3 {
     fn info(&self) -> &Info {
         &self.info
-    }
-
-    fn is_encoder(&self) -> bool {
-        self.encoder
     }
 
     fn embed(&self, ops: &mut dyn Ops, rows: &Rows) -> Tensor {

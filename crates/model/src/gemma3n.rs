@@ -154,6 +154,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
         .map(|(_, l)| (kv_heads, head_dim, l.0))
         .collect();
     Ok(Info {
+        encoder: false,
         family: "gemma3n",
         vocab: s.vocab()?,
         layers,

@@ -186,6 +186,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
         .map(|(_, l)| (l.kv_heads, l.head_dim, l.window))
         .collect();
     Ok(Info {
+        encoder: false,
         family: "gemma4",
         vocab: s.vocab()?,
         layers,

@@ -44,6 +44,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
         return Err(s.error("n_head", format!("{heads} heads do not divide a width of {width}")));
     }
     Ok(Info {
+        encoder: false,
         family: "gpt2",
         vocab: s.vocab()?,
         layers,

@@ -42,6 +42,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
         return Err(s.error("num_heads", format!("{heads} heads do not divide a width of {width}")));
     }
     Ok(Info {
+        encoder: false,
         family: "gpt_neo",
         vocab: s.vocab()?,
         layers,

@@ -35,6 +35,8 @@ pub struct Info {
     pub context: usize,
     /// What it keeps for each token.
     pub kv: KvLayout,
+    /// Whether rows see what comes after them: a model for embeddings, not for generation.
+    pub encoder: bool,
 }
 
 /// A model in memory. `embed`, `block` (for each layer in turn) and `head` make a forward pass;
@@ -42,10 +44,6 @@ pub struct Info {
 pub trait Model: Send + Sync {
     /// Its figures.
     fn info(&self) -> &Info;
-    /// Whether rows see what comes after them: a model for embeddings, not for generation.
-    fn is_encoder(&self) -> bool {
-        false
-    }
     /// The residual stream that enters layer 0: `[rows, width]`.
     fn embed(&self, ops: &mut dyn Ops, rows: &Rows) -> Tensor;
     /// Layer `layer`, residual included: `[rows, width]` to `[rows, width]`.
@@ -148,10 +146,11 @@ pub fn describe(checkpoint: &Checkpoint) -> Result<Info> {
 /// If the family is unknown, a setting is missing, absurd or unsupported, or a tensor is missing,
 /// of the wrong shape, or not finite; the error names the file and the field.
 pub fn load(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
-    load_adapted(checkpoint, ops, None)
+    load_adapted(checkpoint, ops, &[])
 }
 
-/// As [`load`], with low-rank adapters beside the projections that they name.
+/// As [`load`], with low-rank adapters beside the projections that they name. Rows have the first
+/// one until [`Ops::adapt`] says otherwise.
 ///
 /// # Errors
 /// Also if an adapter fits no projection, or the base is a GGUF file of Llama, whose converter
@@ -159,10 +158,10 @@ pub fn load(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
 pub fn load_adapted(
     checkpoint: &Checkpoint,
     ops: &mut dyn Ops,
-    adapters: Option<&Adapters>,
+    adapters: &[Adapters],
 ) -> Result<Loaded> {
     let loaded = load_any(checkpoint, ops, adapters)?;
-    if loaded.model.is_encoder() {
+    if loaded.model.info().encoder {
         let settings = Settings::new(checkpoint)?;
         let problem = "this model makes embeddings and generates no text (lapidary embed)";
         return Err(settings.error(settings.architecture_key(), problem));
@@ -175,8 +174,8 @@ pub fn load_adapted(
 /// # Errors
 /// As [`load`]; and if it is a model that generates.
 pub fn load_encoder(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
-    let loaded = load_any(checkpoint, ops, None)?;
-    if !loaded.model.is_encoder() {
+    let loaded = load_any(checkpoint, ops, &[])?;
+    if !loaded.model.info().encoder {
         let settings = Settings::new(checkpoint)?;
         let problem = "this model generates text and makes no embeddings";
         return Err(settings.error(settings.architecture_key(), problem));
@@ -184,14 +183,12 @@ pub fn load_encoder(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded
     Ok(loaded)
 }
 
-fn load_any(
-    checkpoint: &Checkpoint,
-    ops: &mut dyn Ops,
-    adapters: Option<&Adapters>,
-) -> Result<Loaded> {
+fn load_any(checkpoint: &Checkpoint, ops: &mut dyn Ops, adapters: &[Adapters]) -> Result<Loaded> {
     let (settings, family) = find(Settings::new(checkpoint)?)?;
     let mut weights = Weights::new(checkpoint, ops, adapters);
-    if let Some(a) = adapters.filter(|_| weights.is_gguf() && family.names.contains(&"llama")) {
+    if let Some(a) =
+        adapters.first().filter(|_| weights.is_gguf() && family.names.contains(&"llama"))
+    {
         let problem = "a GGUF file of Llama takes adapters only merged: lapidary merge";
         return Err(lapidary_formats::FormatError::new(&a.file, "", problem));
     }

@@ -24,6 +24,13 @@ pub struct Adapters {
     pub factor: f32,
 }
 
+impl Adapters {
+    /// Bytes of its matrices in memory.
+    pub fn bytes(&self) -> usize {
+        self.modules.values().map(|f| 4 * (f.a.len() + f.b.len())).sum()
+    }
+}
+
 /// The two matrices of an adapter.
 pub struct AdapterFactors {
     /// `[rank, inputs]`
@@ -38,8 +45,8 @@ pub struct AdapterFactors {
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     ops: &'a mut dyn Ops,
-    adapters: Option<&'a Adapters>,
-    adapted: HashSet<String>,
+    adapters: &'a [Adapters],
+    adapted: HashSet<(u32, String)>,
     prefix: String,
     taken: HashSet<String>,
     ignored: Vec<&'static str>,
@@ -66,7 +73,7 @@ impl<'a> Weights<'a> {
     pub(crate) fn new(
         checkpoint: &'a Checkpoint,
         ops: &'a mut dyn Ops,
-        adapters: Option<&'a Adapters>,
+        adapters: &'a [Adapters],
     ) -> Self {
         Self {
             checkpoint,
@@ -251,7 +258,7 @@ impl<'a> Weights<'a> {
                 let part = (i, parts);
                 let name = ParamName { part, ..ParamName::whole(view.name.to_string()) };
                 let weight = self.upload(view, name, bytes, shape)?;
-                Ok(Linear { weight, bias: None, adapter: None })
+                Ok(Linear { weight, bias: None, adapters: Vec::new() })
             })
             .collect()
     }
@@ -259,8 +266,8 @@ impl<'a> Weights<'a> {
     /// A projection without bias.
     pub fn linear(&mut self, hf: &str, gguf: &str, shape: [usize; 2]) -> Result<Linear> {
         let weight = self.matrix(hf, gguf, shape)?;
-        let adapter = self.adapter(hf, shape, (0, 1))?;
-        Ok(Linear { weight, bias: None, adapter })
+        let adapters = self.adapters_of(hf, shape, (0, 1))?;
+        Ok(Linear { weight, bias: None, adapters })
     }
 
     /// A projection with the bias that its file may have.
@@ -268,8 +275,8 @@ impl<'a> Weights<'a> {
         let weight = self.matrix(hf, gguf, shape)?;
         let has = self.has(&format!("{hf}.bias"), &format!("{gguf}.bias"));
         let bias = has.then(|| self.bias(hf, gguf, shape[0])).transpose()?;
-        let adapter = self.adapter(hf, shape, (0, 1))?;
-        Ok(Linear { weight, bias, adapter })
+        let adapters = self.adapters_of(hf, shape, (0, 1))?;
+        Ok(Linear { weight, bias, adapters })
     }
 
     /// Outputs `part * n .. (part + 1) * n` of a projection of `parts * n`, with its bias. In
@@ -306,51 +313,64 @@ impl<'a> Weights<'a> {
         let all = self.floats(&format!("{hf}.bias"), &format!("{gguf}.bias"), parts * n)?;
         let values = all[part * n..(part + 1) * n].to_vec();
         let bias = self.ops.vector(name("bias", false), values);
-        let adapter = self.adapter(hf, [n, k], (part, parts))?;
-        Ok(Linear { weight, bias: Some(bias), adapter })
+        let adapters = self.adapters_of(hf, [n, k], (part, parts))?;
+        Ok(Linear { weight, bias: Some(bias), adapters })
     }
 
-    /// The adapter of a projection's part.
-    fn adapter(
+    /// What the adapters change of a projection's part.
+    fn adapters_of(
         &mut self,
         hf: &str,
+        shape: [usize; 2],
+        part: (usize, usize),
+    ) -> Result<Vec<Arc<LowRank>>> {
+        let module = format!("{}{hf}", self.prefix);
+        let mut out = Vec::new();
+        for (number, adapters) in (0..).zip(self.adapters) {
+            let Some(factors) = adapters.modules.get(&module) else { continue };
+            let wrong = |problem: String| FormatError::new(&adapters.file, &module, problem);
+            let (a, b) = self.factors(factors, shape, part).map_err(wrong)?;
+            self.step_bytes += a.bytes() + b.bytes();
+            self.adapted.insert((number, module.clone()));
+            out.push(Arc::new(LowRank { number, a, b, factor: adapters.factor }));
+        }
+        Ok(out)
+    }
+
+    /// The two matrices of an adapter for a part of a projection.
+    fn factors(
+        &mut self,
+        f: &AdapterFactors,
         [n, k]: [usize; 2],
         (part, parts): (usize, usize),
-    ) -> Result<Option<Arc<LowRank>>> {
-        let module = format!("{}{hf}", self.prefix);
-        let Some(adapters) = self.adapters else { return Ok(None) };
-        let Some(f) = adapters.modules.get(&module) else { return Ok(None) };
-        let wrong = |problem: String| FormatError::new(&adapters.file, &module, problem);
+    ) -> std::result::Result<(Weight, Weight), String> {
         if f.a.len() != f.rank * k || f.b.len() != parts * n * f.rank {
             let (inner, out) = (f.a.len() / f.rank, f.b.len() / f.rank);
-            let problem = format!(
+            return Err(format!(
                 "is for a matrix of {out} by {inner}, and the base has one of {} by {k}",
                 parts * n
-            );
-            return Err(wrong(problem));
+            ));
         }
         let b = &f.b[part * n * f.rank..(part + 1) * n * f.rank];
         let mut upload = |values: &[f32], n, k| {
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             let (name, ty) = (ParamName::default(), BlockType::F32);
             let raw = RawMatrix { name, ty, n, k, bytes: Arc::new(bytes), done: &|_| {} };
-            self.ops.matrix(raw).map_err(|e| wrong(e.to_string()))
+            self.ops.matrix(raw).map_err(|e| e.to_string())
         };
-        let (a, b) = (upload(&f.a, f.rank, k)?, upload(b, n, f.rank)?);
-        self.step_bytes += a.bytes() + b.bytes();
-        self.adapted.insert(module);
-        Ok(Some(Arc::new(LowRank { a, b, factor: adapters.factor })))
+        Ok((upload(&f.a, f.rank, k)?, upload(b, n, f.rank)?))
     }
 
     /// Adapters of projections that the model does not have are an error.
     pub(crate) fn check_adapters(&self) -> Result<()> {
-        let Some(adapters) = self.adapters else { return Ok(()) };
-        match adapters.modules.keys().find(|k| !self.adapted.contains(*k)) {
-            Some(left) => {
-                Err(FormatError::new(&adapters.file, left, "the base has no such projection"))
+        for (number, adapters) in (0..).zip(self.adapters) {
+            let used = |module: &&String| self.adapted.contains(&(number, (*module).clone()));
+            if let Some(left) = adapters.modules.keys().find(|m| !used(m)) {
+                let problem = "the base has no such projection";
+                return Err(FormatError::new(&adapters.file, left, problem));
             }
-            None => Ok(()),
         }
+        Ok(())
     }
 
     fn bias(&mut self, hf: &str, gguf: &str, n: usize) -> Result<Vector> {

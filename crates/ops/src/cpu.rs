@@ -3,8 +3,8 @@
 use crate::tensor::FreeList;
 use crate::weight::WeightData;
 use crate::{
-    Activation, AttentionSpec, Coefs, Isa, KvCache, Linear, Ops, PackError, Pool, RawMatrix, Rope,
-    Routes, Rows, Tensor, Vector, Weight, blocks,
+    Activation, AttentionSpec, Coefs, Isa, KvCache, Linear, LowRank, Ops, PackError, Pool,
+    RawMatrix, Rope, Routes, Rows, Tensor, Vector, Weight, blocks,
 };
 use lapidary_kernels::{self as kernels, ByteRows, FloatRows, Layout, Packed, PairRows};
 use std::sync::Arc;
@@ -55,6 +55,8 @@ pub struct Cpu {
     free: Arc<FreeList>,
     next_id: u64,
     arranged: Arranged,
+    /// The adapter of each row of a projection's input; without it adapter 0 is everybody's.
+    adapted: Option<Vec<Option<u32>>>,
     probe: Option<Probe>,
     watch: Option<Watch>,
 }
@@ -75,6 +77,7 @@ impl Cpu {
             free: Arc::default(),
             next_id: 1,
             arranged,
+            adapted: None,
             probe: None,
             watch: None,
         }
@@ -193,7 +196,60 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    /// Adds what `adapter` changes to the rows of `out` that have it. A row's change does not
+    /// depend on the others: products are taken row by row.
+    fn change(&mut self, x: &Tensor, adapter: &LowRank, out: &mut Tensor) {
+        let Some(rows) = self.rows_of(adapter.number, x.rows()) else {
+            let change = self.low_rank(x, adapter);
+            let n = change.cols();
+            return self.by_rows(out.data_mut(), n, |rows, part| {
+                let change = &change.data()[rows.start * n..rows.end * n];
+                part.iter_mut().zip(change).for_each(|(y, c)| *y += c);
+            });
+        };
+        if rows.is_empty() {
+            return;
+        }
+        let x = self.gather(x, &rows);
+        let change = self.low_rank(&x, adapter);
+        let n = change.cols();
+        for (&row, change) in rows.iter().zip(change.data().chunks_exact(n)) {
+            let at = row as usize * n;
+            out.data_mut()[at..at + n].iter_mut().zip(change).for_each(|(y, c)| *y += c);
+        }
+    }
+
+    /// The rows that have adapter `number`; `None`: all.
+    fn rows_of(&self, number: u32, rows: usize) -> Option<Vec<u32>> {
+        let Some(adapted) = &self.adapted else {
+            return if number == 0 { None } else { Some(Vec::new()) };
+        };
+        assert_eq!(adapted.len(), rows, "an adapter or none for each row");
+        let own: Vec<u32> =
+            (0..).zip(adapted).filter(|r| *r.1 == Some(number)).map(|r| r.0).collect();
+        (own.len() < rows).then_some(own)
+    }
+
+    /// `factor * B A x`: `[rows, n]`.
+    fn low_rank(&mut self, x: &Tensor, adapter: &LowRank) -> Tensor {
+        let (WeightData::Packed(a), WeightData::Packed(b)) = (&*adapter.a.0, &*adapter.b.0) else {
+            panic!("a table of rows takes no product");
+        };
+        let mut low = self.stale(x.rows(), a.n);
+        self.product(x, a, low.data_mut());
+        low.data_mut().iter_mut().for_each(|v| *v *= adapter.factor);
+        let mut change = self.stale(x.rows(), b.n);
+        self.product(&low, b, change.data_mut());
+        change
+    }
+}
+
 impl Ops for Cpu {
+    fn adapt(&mut self, rows: Option<Vec<Option<u32>>>) {
+        self.adapted = rows;
+    }
+
     fn matrix(&mut self, raw: RawMatrix) -> Result<Weight, PackError> {
         let bytes = (*raw.bytes).as_ref();
         let rows = kernels::Rows { ty: raw.ty, n: raw.n, k: raw.k, bytes };
@@ -248,20 +304,8 @@ impl Ops for Cpu {
         let mut out = self.stale(x.rows(), w.n);
         self.product(x, w, out.data_mut());
         let n = w.n;
-        if let Some(adapter) = &linear.adapter {
-            let (WeightData::Packed(a), WeightData::Packed(b)) = (&*adapter.a.0, &*adapter.b.0)
-            else {
-                panic!("a table of rows takes no product");
-            };
-            let mut low = self.stale(x.rows(), a.n);
-            self.product(x, a, low.data_mut());
-            low.data_mut().iter_mut().for_each(|v| *v *= adapter.factor);
-            let mut change = self.stale(x.rows(), n);
-            self.product(&low, b, change.data_mut());
-            self.by_rows(out.data_mut(), n, |rows, part| {
-                let change = &change.data()[rows.start * n..rows.end * n];
-                part.iter_mut().zip(change).for_each(|(y, c)| *y += c);
-            });
+        for adapter in &linear.adapters {
+            self.change(x, adapter, &mut out);
         }
         if let Some(bias) = &linear.bias {
             self.by_rows(out.data_mut(), n, |_, part| {

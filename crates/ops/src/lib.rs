@@ -56,6 +56,12 @@ pub trait Ops {
     /// `x * weight^T + bias`: `[rows, n]`.
     fn linear(&mut self, x: &Tensor, linear: &Linear) -> Tensor;
 
+    /// Says which adapter each row of the projections to come has, by its number; `None` for a row:
+    /// none. Until it is called, and after `None` for all, every row has adapter 0.
+    fn adapt(&mut self, rows: Option<Vec<Option<u32>>>) {
+        assert!(rows.is_none(), "this device takes no adapters by row");
+    }
+
     /// RMSNorm over groups of the weight's length: whole rows, or each head of a row.
     fn rms_norm(&mut self, x: &Tensor, weight: &Vector, eps: f32) -> Tensor;
 

@@ -136,12 +136,14 @@ pub struct Linear {
     pub weight: Weight,
     /// Added to each row.
     pub bias: Option<Vector>,
-    /// A low-rank adapter that a device applies beside the weight.
-    pub adapter: Option<Arc<LowRank>>,
+    /// Low-rank adapters that a device applies beside the weight: those of a row, if it has them.
+    pub adapters: Vec<Arc<LowRank>>,
 }
 
 /// A trained change of a projection: `y += factor * B A x`.
 pub struct LowRank {
+    /// Which of the model's adapters it is part of, from 0.
+    pub number: u32,
     /// A, `[rank, k]`.
     pub a: Weight,
     /// B, `[n, rank]`.

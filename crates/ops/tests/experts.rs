@@ -34,7 +34,7 @@ fn raw(values: &[f32], n: usize, k: usize) -> RawMatrix<'static> {
 
 fn linear(ops: &mut dyn Ops, values: &[f32], n: usize, k: usize) -> Linear {
     let weight = ops.matrix(raw(values, n, k)).unwrap_or_else(|e| panic!("{e}"));
-    Linear { weight, bias: None, adapter: None }
+    Linear { weight, bias: None, adapters: Vec::new() }
 }
 
 fn table(ops: &mut dyn Ops, values: &[f32], n: usize, k: usize) -> Weight {

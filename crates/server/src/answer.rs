@@ -141,6 +141,7 @@ pub async fn start(
     jobs: Vec<Job>,
     terms: Terms,
 ) -> Result<Answers, Failure> {
+    let engine = model.engine()?;
     let seed = model.fresh_seed();
     let prompts = encode(model, jobs.iter().map(|j| j.prompt.clone()).collect()).await?;
     let (sender, parts) = mpsc::channel(32);
@@ -154,18 +155,20 @@ pub async fn start(
                 answers.seed = sampling.seed;
             }
             sampling.seed = sampling.seed.wrapping_add(number as u64);
-            let room = model.engine.options().context.saturating_sub(prompt.len()).max(1);
+            let room = engine.options().context.saturating_sub(prompt.len()).max(1);
             let request = Request {
                 sampling,
                 stop_ids: model.text.stops.clone(),
                 logprobs: job.logprobs,
+                adapter: model.adapter,
+                owner: terms.client,
                 client: terms.client,
                 deadline: Some(terms.deadline),
                 ..Request::new(prompt.clone(), job.max_tokens.unwrap_or(room).min(room))
             };
             let (sink, events) = mpsc::unbounded_channel();
             let submitted = Instant::now();
-            let canceller = (model.engine)
+            let canceller = engine
                 .submit_to(
                     request,
                     Box::new(move |event| match sink.send(event) {

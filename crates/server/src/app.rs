@@ -31,6 +31,10 @@ pub struct Policy {
     pub body: usize,
     /// Time that a body may take to arrive.
     pub body_time: Duration,
+    /// Time for the head of a request, and for a TLS handshake.
+    pub head_time: Duration,
+    /// Time that a client may leave what it is sent unread.
+    pub write_time: Duration,
     /// Time that an answer may take.
     pub timeout: Duration,
     /// Pages that may ask, besides those of the server itself (`https://example.org`); `*`: all.
@@ -49,6 +53,8 @@ impl Default for Policy {
             lenient: false,
             body: 4 << 20,
             body_time: Duration::from_secs(30),
+            head_time: Duration::from_secs(30),
+            write_time: Duration::from_secs(60),
             timeout: Duration::from_secs(600),
             origins: Vec::new(),
             hosts: ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).to_vec(),

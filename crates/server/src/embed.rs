@@ -1,11 +1,11 @@
-//! Texts to vectors: pooled hidden states, for all dialects.
+//! Texts to vectors, for all dialects: what a model for embeddings makes, or pooled hidden states.
 
 use crate::answer::{self, Terms};
 use crate::failure::{Failure, Kind};
 use crate::job::Prompt;
-use crate::model::Model;
-use lapidary_engine::Finish;
+use crate::model::{self, Model};
 use lapidary_engine::request::{Event, Pooling, Request};
+use lapidary_engine::{EmbedError, Finish};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -21,8 +21,9 @@ pub struct Vectors {
 /// Texts of a request at most.
 pub const MOST_TEXTS: usize = 2048;
 
-/// Computes the vectors of `texts`: the mean of the hidden states of all tokens after the last norm,
-/// scaled to length 1. `dimensions`: only so many of the first, scaled again.
+/// Computes the vectors of `texts`: those of a model for embeddings as it was trained to make them;
+/// of another the mean of the hidden states of all tokens after the last norm, scaled to length 1.
+/// `dimensions`: only so many of the first, scaled again.
 ///
 /// # Errors
 /// If there are too many texts, or one does not fit the context.
@@ -36,17 +37,65 @@ pub async fn embed(
         let message = format!("{} texts; 1 to {MOST_TEXTS} were expected", texts.len());
         return Err(Failure::invalid(message));
     }
-    let width = model.card.width;
+    let width = model.dimensions();
     if dimensions.is_some_and(|d| d == 0 || d > width) {
         return Err(Failure::invalid(format!("this model's vectors have 1 to {width} dimensions")));
     }
     let prompts = answer::encode(model, texts).await?;
+    match model.vectors() {
+        Some(made) => by_embedder(made, &prompts, dimensions, terms).await,
+        None => pooled(model, &prompts, dimensions, terms).await,
+    }
+}
+
+/// Texts that a model for embeddings takes in one go: others have their turn in between.
+const TURN: usize = 16;
+
+async fn by_embedder(
+    made: &Arc<model::Vectors>,
+    prompts: &[Vec<u32>],
+    dimensions: Option<usize>,
+    terms: Terms,
+) -> Result<Vectors, Failure> {
+    let context = made.embedder.context();
+    if let Some(i) = prompts.iter().position(|p| p.len() > context) {
+        let tokens = prompts[i].len();
+        let e = EmbedError::TooLong { index: i, tokens, context };
+        return Err(Failure::invalid(e.to_string()));
+    }
+    let mut out = Vectors { vectors: Vec::new(), tokens: Vec::new() };
+    for turn in prompts.chunks(TURN) {
+        let late = || Failure::new(Kind::Timeout, "the vectors took longer than allowed");
+        let until = terms.deadline.into();
+        let waited = tokio::time::timeout_at(until, made.cpu.clone().lock_owned()).await;
+        let mut cpu = waited.map_err(|_| late())?;
+        let (made, turn) = (made.clone(), turn.to_vec());
+        let work = move || made.embedder.embed_tokens(&mut *cpu, &turn, dimensions);
+        let done = tokio::task::spawn_blocking(work).await;
+        let done = done.map_err(|e| Failure::new(Kind::Internal, e.to_string()))?;
+        for e in done.map_err(|e| Failure::invalid(e.to_string()))? {
+            out.vectors.push(e.vector);
+            out.tokens.push(e.tokens);
+        }
+    }
+    Ok(out)
+}
+
+async fn pooled(
+    model: &Arc<Model>,
+    prompts: &[Vec<u32>],
+    dimensions: Option<usize>,
+    terms: Terms,
+) -> Result<Vectors, Failure> {
+    let engine = model.engine()?;
     let mut out = Vectors { vectors: Vec::new(), tokens: Vec::new() };
     // A few at a time keep the engine busy and its queue open to others.
     for group in prompts.chunks(16) {
         let mut waiting = Vec::new();
         for prompt in group {
             let request = Request {
+                adapter: model.adapter,
+                owner: terms.client,
                 client: terms.client,
                 deadline: Some(terms.deadline),
                 ..Request::embed(prompt.clone(), Pooling::Mean)
@@ -56,7 +105,7 @@ pub async fn embed(
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(Finish::Cancelled),
             });
-            let canceller = model.engine.submit_to(request, sink);
+            let canceller = engine.submit_to(request, sink);
             let guard = answer::Guard(canceller.map_err(|r| answer::refused(&r))?);
             waiting.push((events, guard));
             out.tokens.push(prompt.len());

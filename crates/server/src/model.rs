@@ -1,17 +1,17 @@
 //! A model that serves: its words, its engine, and what is known of it.
 
 use crate::failure::{Failure, Kind};
-use lapidary_engine::{Engine, EngineOptions, Parts, Plan, PlanError, Text};
+use lapidary_engine::{Embedder, Engine, EngineOptions, Parts, Plan, PlanError, Text};
 use lapidary_formats::{Checkpoint, Source};
-use lapidary_model::Info;
+use lapidary_model::{Adapters, Info};
 use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
 use sha2::{Digest, Sha256};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 
 /// Where a model is from.
 #[derive(Debug, Clone)]
@@ -20,6 +20,19 @@ pub enum Origin {
     Path(PathBuf),
     /// A GGUF file inside the program.
     BuiltIn(&'static [u8]),
+}
+
+/// An adapter of a model: requests name it `MODEL+NAME`.
+#[derive(Debug, Clone)]
+pub struct AdapterOrigin {
+    /// The model's name.
+    pub model: String,
+    /// Its own.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Reads what is there.
+    pub open: fn(&Path) -> Result<Adapters>,
 }
 
 /// How models compute.
@@ -81,21 +94,38 @@ pub struct Card {
     info: Info,
 }
 
-/// A loaded model.
+/// What a loaded model does.
+enum Work {
+    /// It continues texts; others get pooled hidden states of it as vectors.
+    Text(Engine),
+    /// It makes vectors, and nothing else.
+    Vectors(Arc<Vectors>),
+}
+
+/// A model that makes vectors, and its device, which takes one pass at a time.
+pub struct Vectors {
+    /// The model.
+    pub embedder: Embedder,
+    /// The device.
+    pub cpu: Arc<Mutex<Cpu>>,
+}
+
+/// A loaded model, perhaps as an adapter changes it.
 pub struct Model {
     /// The name that requests know it by.
     pub name: String,
     /// Tokenizer, template, stops, recommended sampling.
-    pub text: Text,
-    /// What computes.
-    pub engine: Engine,
+    pub text: Arc<Text>,
+    work: Work,
+    /// The number of the adapter.
+    pub adapter: Option<u32>,
     /// What is known of it.
     pub card: Card,
     /// Names weights, precision, cache type and version: the same fingerprint, the same bytes.
     pub fingerprint: String,
     seeds: AtomicU64,
     /// Work beside the engine's that may run at once.
-    aside: Semaphore,
+    aside: Arc<Semaphore>,
 }
 
 /// Prompts of one model that are encoded at once: long ones take a while, and the engine needs the
@@ -169,8 +199,12 @@ impl Card {
             license: checkpoint.license().map(str::to_owned),
             modified: origin.modified(),
             digest: digest(&checkpoint),
-            chats: text.template.is_some(),
-            kv_bytes: kv_bytes(&info, context, machine),
+            chats: text.template.is_some() && !info.encoder,
+            kv_bytes: if info.encoder {
+                encoder_bytes(&info, context)
+            } else {
+                kv_bytes(&info, context, machine)
+            },
             info,
         })
     }
@@ -180,12 +214,26 @@ impl Card {
     /// # Errors
     /// What is too large, with numbers.
     pub fn check(&self, machine: &Machine) -> Result<(), PlanError> {
+        if self.info.encoder {
+            let (context, needed) = (self.context, encoder_bytes(&self.info, self.context));
+            let memory = self.kv_bytes as usize;
+            let fits = context * memory / (needed as usize).max(1);
+            return match needed > self.kv_bytes {
+                true => Err(PlanError::Memory { context, needed: needed as usize, memory, fits }),
+                false => Ok(()),
+            };
+        }
         Plan::new(&self.info, self.weight_bytes as usize, &machine.options(self)).map(drop)
     }
 
     /// Bytes that it needs in memory: weights, keys and values.
     pub fn memory(&self) -> u64 {
         self.weight_bytes + self.kv_bytes
+    }
+
+    /// Whether it continues texts; otherwise it makes vectors.
+    pub fn generates(&self) -> bool {
+        !self.info.encoder
     }
 
     /// "1.5B", as people name sizes.
@@ -195,6 +243,11 @@ impl Card {
             p => format!("{:.1}M", p / 1e6),
         }
     }
+}
+
+/// Keys and values of the longest text, which are there while it is computed.
+fn encoder_bytes(info: &Info, context: usize) -> u64 {
+    info.kv.bytes(context, context, KvType::F32) as u64
 }
 
 fn kv_bytes(info: &Info, context: usize, machine: &Machine) -> u64 {
@@ -233,35 +286,108 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-impl Model {
-    /// Loads a model and starts its engine.
+impl AdapterOrigin {
+    /// What requests call it.
+    pub fn full_name(&self) -> String {
+        format!("{}+{}", self.model, self.name)
+    }
+
+    /// Reads it; errors say which it is.
     ///
     /// # Errors
-    /// If it is damaged or does not fit.
-    pub fn load(name: &str, origin: &Origin, card: &Card, machine: &Machine) -> Result<Self> {
+    /// If it is missing, damaged or unsupported.
+    pub fn read(&self) -> Result<Adapters> {
+        (self.open)(&self.path).map_err(|e| format!("adapter {}: {e}", self.full_name()).into())
+    }
+
+    /// What is known of it: its base's card with another name for the weights.
+    pub fn card(&self, base: &Card, adapters: &Adapters) -> Card {
+        let mut hash = Sha256::new_with_prefix(&base.digest);
+        hash.update(adapters.factor.to_le_bytes());
+        for (module, f) in &adapters.modules {
+            hash.update(format!("{module} {}\n", f.rank));
+            f.a.iter().chain(&f.b).for_each(|x| hash.update(x.to_le_bytes()));
+        }
+        Card { digest: hex(&hash.finalize()), ..base.clone() }
+    }
+}
+
+impl Model {
+    /// Loads a model and starts its engine: the model, and then as each adapter changes it, all
+    /// with the same weights and the same engine.
+    ///
+    /// # Errors
+    /// If something is damaged or does not fit.
+    pub fn load(
+        name: &str,
+        origin: &Origin,
+        card: &Card,
+        machine: &Machine,
+        adapters: &[AdapterOrigin],
+    ) -> Result<Vec<Arc<Self>>> {
         let checkpoint = origin.open(name)?;
-        let text = Text::open(&checkpoint)?;
+        let text = Arc::new(Text::open(&checkpoint)?);
         let mut cpu =
             Cpu::new(machine.isa, Arc::new(Pool::new(machine.threads)), machine.precision);
-        let loaded = lapidary_model::load(&checkpoint, &mut cpu)?;
-        loaded.notes.iter().chain(&text.notes).for_each(|n| tracing::warn!(model = name, "{n}"));
+        let warn = |note: &str| tracing::warn!(model = name, "{note}");
+        let aside = Arc::new(Semaphore::new(ASIDE));
+        let model = |name: String, work, card: &Card, adapter| {
+            let seeds = AtomicU64::new(crate::clock::nanoseconds());
+            let (text, aside) = (text.clone(), aside.clone());
+            let fingerprint = fingerprint(card, machine);
+            let card = card.clone();
+            Arc::new(Self { name, text, work, adapter, card, fingerprint, seeds, aside })
+        };
+        if card.info.encoder {
+            let embedder = Embedder::open(&checkpoint, &mut cpu)?;
+            embedder.notes().for_each(warn);
+            let work = Vectors { embedder, cpu: Arc::new(Mutex::new(cpu)) };
+            return Ok(vec![model(name.to_owned(), Work::Vectors(Arc::new(work)), card, None)]);
+        }
+        let read: Vec<Adapters> =
+            adapters.iter().map(AdapterOrigin::read).collect::<Result<_>>()?;
+        let loaded = lapidary_model::load_adapted(&checkpoint, &mut cpu, &read)?;
+        loaded.notes.iter().chain(&text.notes).for_each(|n| warn(n));
         let parts = Parts {
             model: loaded.model,
             ops: Box::new(cpu),
             weight_bytes: card.weight_bytes as usize,
+            adapters: adapters.len() as u32,
         };
         let engine = Engine::start(parts, machine.options(card))?;
-        let fingerprint = fingerprint(card, machine);
-        let (seeds, aside) = (AtomicU64::new(crate::clock::nanoseconds()), Semaphore::new(ASIDE));
-        Ok(Self {
-            name: name.to_owned(),
-            text,
-            engine,
-            card: card.clone(),
-            fingerprint,
-            seeds,
-            aside,
-        })
+        let mut models = vec![model(name.to_owned(), Work::Text(engine.clone()), card, None)];
+        for (number, (origin, read)) in (0..).zip(adapters.iter().zip(&read)) {
+            let card = origin.card(card, read);
+            models.push(model(origin.full_name(), Work::Text(engine.clone()), &card, Some(number)));
+        }
+        Ok(models)
+    }
+
+    /// What continues texts.
+    ///
+    /// # Errors
+    /// If it is a model for embeddings.
+    pub fn engine(&self) -> Result<&Engine, Failure> {
+        match &self.work {
+            Work::Text(engine) => Ok(engine),
+            Work::Vectors(_) => Err(Failure::field(
+                "model",
+                format!("{} makes embeddings and generates no text", self.name),
+            )),
+        }
+    }
+
+    /// What makes vectors and nothing else.
+    pub fn vectors(&self) -> Option<&Arc<Vectors>> {
+        match &self.work {
+            Work::Text(_) => None,
+            Work::Vectors(vectors) => Some(vectors),
+        }
+    }
+
+    /// Dimensions of a vector.
+    pub fn dimensions(&self) -> usize {
+        self.vectors().map_or(self.card.width, |v| v.embedder.size())
     }
 
     /// Does work that takes a while where it keeps nobody waiting, in turn with others.

@@ -2,7 +2,7 @@
 //! the memory that was planned.
 
 use crate::failure::{Failure, Kind};
-use crate::model::{Card, Machine, Model, Origin};
+use crate::model::{AdapterOrigin, Card, Machine, Model, Origin};
 use lapidary_engine::Stats;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Mutex;
 
-/// A model that requests can name.
+/// A model that requests can name, or one of its adapters, which stand behind it.
 pub struct Entry {
     /// Its name.
     pub name: String,
@@ -18,8 +18,18 @@ pub struct Entry {
     pub origin: Origin,
     /// What is known of it.
     pub card: Card,
-    /// Itself, when it is loaded.
-    slot: RwLock<Option<Arc<Model>>>,
+    /// Its place among those that are loaded together: 0 is the base.
+    place: usize,
+    /// The adapters of the base.
+    adapters: Arc<Vec<AdapterOrigin>>,
+    state: Arc<State>,
+}
+
+/// What a model and its adapters share.
+#[derive(Default)]
+struct State {
+    /// The model, and as each adapter changes it; empty while it is not loaded.
+    slot: RwLock<Vec<Arc<Model>>>,
     /// When it was last asked for: milliseconds since the server's start.
     used: AtomicU64,
 }
@@ -27,15 +37,16 @@ pub struct Entry {
 impl Entry {
     /// The model, if it is loaded.
     pub fn loaded(&self) -> Option<Arc<Model>> {
-        self.slot.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let slot = self.state.slot.read().unwrap_or_else(PoisonError::into_inner);
+        slot.get(self.place).cloned()
     }
 
     /// Unloads it if no request uses it. Its engine ends with the last handle.
     fn unload_unused(&self) -> bool {
-        let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
-        let unused = slot.as_ref().is_some_and(|m| Arc::strong_count(m) == 1);
+        let mut slot = self.state.slot.write().unwrap_or_else(PoisonError::into_inner);
+        let unused = !slot.is_empty() && slot.iter().all(|m| Arc::strong_count(m) == 1);
         if unused {
-            *slot = None;
+            slot.clear();
             tracing::info!(model = self.name, "unloaded");
         }
         unused
@@ -74,10 +85,11 @@ impl Registry {
     /// A registry of `models`, none of them loaded.
     ///
     /// # Errors
-    /// If a model is damaged, has an unfit name or one that is taken, or does not fit into `memory`
+    /// If a model or an adapter is damaged, has an unfit name or one that is taken, or does not fit into `memory`
     /// by itself.
     pub fn new(
         models: Vec<(String, Origin)>,
+        adapters: Vec<AdapterOrigin>,
         machine: Machine,
         memory: u64,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
@@ -85,6 +97,16 @@ impl Registry {
         for (name, origin) in models {
             check_name(&name)?;
             let mut card = Card::read(&name, &origin, &machine)?;
+            let own: Vec<_> = adapters.iter().filter(|a| a.model == name).cloned().collect();
+            if !own.is_empty() && !card.generates() {
+                return Err(format!("{name} makes embeddings: it takes no adapters").into());
+            }
+            let mut cards = Vec::new();
+            for adapter in &own {
+                let read = adapter.read()?;
+                card.weight_bytes += read.bytes() as u64;
+                cards.push((adapter.full_name(), adapter.card(&card, &read)));
+            }
             let left = memory.saturating_sub(card.weight_bytes);
             // Less room for keys and values will do, as long as one sequence fits.
             card.kv_bytes = card.kv_bytes.min(left);
@@ -92,16 +114,29 @@ impl Registry {
             card.check(&machine).map_err(|e| {
                 format!("{name} has {weights} MiB of weights, and --memory is {memory} MiB: {e}")
             })?;
-            let slot = RwLock::default();
-            let entry = Entry { name: name.clone(), origin, card, slot, used: AtomicU64::new(0) };
-            if entries.insert(name.clone(), Arc::new(entry)).is_some() {
-                return Err(format!("two models are called {name}").into());
+            let (state, adapters) = (Arc::new(State::default()), Arc::new(own));
+            cards.insert(0, (name, card));
+            for (place, (name, card)) in cards.into_iter().enumerate() {
+                check_name(&name)?;
+                let (origin, adapters, state) = (origin.clone(), adapters.clone(), state.clone());
+                let entry = Entry { name: name.clone(), origin, card, place, adapters, state };
+                if entries.insert(name.clone(), Arc::new(entry)).is_some() {
+                    return Err(format!("two models are called {name}").into());
+                }
             }
+        }
+        if let Some(a) = adapters.iter().find(|a| !entries.contains_key(&a.model)) {
+            return Err(format!("adapter {}: there is no model {:?}", a.name, a.model).into());
         }
         Ok(Self { entries, machine, memory, started: Instant::now(), loading: Arc::default() })
     }
 
-    /// All models, by name.
+    /// The models without their adapters.
+    pub fn bases(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries().filter(|e| e.place == 0)
+    }
+
+    /// All models and adapters, by name.
     pub fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.values()
     }
@@ -137,7 +172,7 @@ impl Registry {
     /// If there is no such model, no memory for it now, or it can't be loaded.
     pub async fn get(&self, name: &str) -> Result<Arc<Model>, Failure> {
         let entry = self.entry(name)?.clone();
-        entry.used.store(self.started.elapsed().as_millis() as u64, Relaxed);
+        entry.state.used.store(self.started.elapsed().as_millis() as u64, Relaxed);
         if let Some(model) = entry.loaded() {
             return Ok(model);
         }
@@ -145,19 +180,20 @@ impl Registry {
         if let Some(model) = entry.loaded() {
             return Ok(model);
         }
-        self.make_room(&entry)?;
+        let base = self.base(&entry).clone();
+        self.make_room(&base)?;
         let machine = self.machine.clone();
         // To its end even if the client goes away: the next one will want it.
         let load = tokio::task::spawn_blocking(move || {
             let _one = one;
             let start = Instant::now();
-            let model = Arc::new(
-                Model::load(&entry.name, &entry.origin, &entry.card, &machine)
-                    .map_err(|e| format!("{} can't be loaded: {e}", entry.name))?,
-            );
-            *entry.slot.write().unwrap_or_else(PoisonError::into_inner) = Some(model.clone());
+            let models =
+                Model::load(&base.name, &base.origin, &base.card, &machine, &base.adapters)
+                    .map_err(|e| format!("{} can't be loaded: {e}", base.name))?;
+            let model = models.get(entry.place).cloned().ok_or("the adapter was not loaded")?;
+            *base.state.slot.write().unwrap_or_else(PoisonError::into_inner) = models;
             let seconds = start.elapsed().as_secs_f64();
-            tracing::info!(model = entry.name, seconds, "loaded");
+            tracing::info!(model = base.name, seconds, "loaded");
             Ok::<_, String>(model)
         });
         let loaded = load.await.unwrap_or_else(|e| Err(format!("loading failed: {e}")));
@@ -167,15 +203,20 @@ impl Registry {
         })
     }
 
+    /// The model that an entry's adapter changes, or the entry.
+    fn base<'a>(&'a self, entry: &'a Arc<Entry>) -> &'a Arc<Entry> {
+        self.bases().find(|b| Arc::ptr_eq(&b.state, &entry.state)).unwrap_or(entry)
+    }
+
     /// Bytes of the models that are loaded.
     fn in_use(&self) -> u64 {
-        self.entries().filter(|e| e.loaded().is_some()).map(|e| e.card.memory()).sum()
+        self.bases().filter(|e| e.loaded().is_some()).map(|e| e.card.memory()).sum()
     }
 
     /// Unloads models that nobody uses, the longest unused first, until `entry` fits.
     fn make_room(&self, entry: &Entry) -> Result<(), Failure> {
-        let mut idle: Vec<&Arc<Entry>> = self.entries().filter(|e| e.loaded().is_some()).collect();
-        idle.sort_by_key(|e| e.used.load(Relaxed));
+        let mut idle: Vec<&Arc<Entry>> = self.bases().filter(|e| e.loaded().is_some()).collect();
+        idle.sort_by_key(|e| e.state.used.load(Relaxed));
         for other in idle {
             if self.in_use() + entry.card.memory() <= self.memory {
                 break;
@@ -201,7 +242,7 @@ impl Registry {
     /// When a model will be unloaded if nobody asks for it; far away if never.
     pub fn expires(&self, entry: &Entry) -> SystemTime {
         let idle = self.machine.idle.unwrap_or(Duration::from_secs(100 * 365 * 86400));
-        let used = Duration::from_millis(entry.used.load(Relaxed));
+        let used = Duration::from_millis(entry.state.used.load(Relaxed));
         let ago = self.started.elapsed().saturating_sub(used);
         SystemTime::now() + idle.saturating_sub(ago)
     }
@@ -210,8 +251,8 @@ impl Registry {
     pub fn unload_idle(&self) {
         let Some(idle) = self.machine.idle else { return };
         let now = self.started.elapsed().as_millis() as u64;
-        for entry in self.entries() {
-            if now.saturating_sub(entry.used.load(Relaxed)) >= idle.as_millis() as u64 {
+        for entry in self.bases() {
+            if now.saturating_sub(entry.state.used.load(Relaxed)) >= idle.as_millis() as u64 {
                 entry.unload_unused();
             }
         }
@@ -219,19 +260,23 @@ impl Registry {
 
     /// What the engines of the loaded models have done.
     pub fn loaded_stats(&self) -> Vec<(String, Stats)> {
-        let stats = |e: &Arc<Entry>| e.loaded().map(|m| (e.name.clone(), m.engine.stats()));
-        self.entries().filter_map(stats).collect()
+        let stats = |e: &Arc<Entry>| Some((e.name.clone(), e.loaded()?.engine().ok()?.stats()));
+        self.bases().filter_map(stats).collect()
     }
 
     /// Cancels what still runs.
     pub fn stop(&self) {
-        self.entries().filter_map(|e| e.loaded()).for_each(|m| m.engine.stop());
+        for model in self.bases().filter_map(|e| e.loaded()) {
+            if let Ok(engine) = model.engine() {
+                engine.stop();
+            }
+        }
     }
 
     /// The plan, a line for each model, for people.
     pub fn plan(&self) -> Vec<String> {
         let mib = |n: u64| n.div_ceil(1 << 20);
-        let mut lines: Vec<String> = (self.entries())
+        let mut lines: Vec<String> = (self.bases())
             .map(|e| {
                 format!(
                     "{}: {} {} {}, context {}, {} MiB of weights, {} MiB of keys and values",
@@ -245,9 +290,12 @@ impl Registry {
                 )
             })
             .collect();
-        let all: u64 = self.entries().map(|e| e.card.memory()).sum();
+        let all: u64 = self.bases().map(|e| e.card.memory()).sum();
         let (all, memory) = (mib(all), self.memory >> 20);
-        lines.push(if self.entries.len() > 1 && all > memory {
+        lines.extend(
+            self.entries().filter(|e| e.place > 0).map(|e| format!("{}: an adapter", e.name)),
+        );
+        lines.push(if self.bases().count() > 1 && all > memory {
             format!("all models together need {all} MiB, of {memory} MiB: they are loaded in turns")
         } else {
             format!("memory {all} MiB of {memory} MiB")

@@ -2,7 +2,7 @@
 
 use crate::app::{App, Policy, Shared, router};
 use crate::auth::Keys;
-use crate::model::{Machine, Origin};
+use crate::model::{AdapterOrigin, Machine, Origin};
 use crate::registry::Registry;
 use crate::timeouts::Patient;
 use crate::tls;
@@ -29,6 +29,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// The models, by name.
     pub models: Vec<(String, Origin)>,
+    /// Adapters of theirs.
+    pub adapters: Vec<AdapterOrigin>,
     /// How they compute.
     pub machine: Machine,
     /// Bytes that loaded models may use.
@@ -51,10 +53,6 @@ pub struct Settings {
     pub drain: Duration,
 }
 
-/// Time for the head of a request, and for a TLS handshake.
-const HEAD_TIME: Duration = Duration::from_secs(30);
-/// Time that a client may leave what it is sent unread.
-const WRITE_TIME: Duration = Duration::from_secs(60);
 /// Bytes of the head of a request at most.
 const HEAD_BYTES: usize = 64 << 10;
 /// How often keys and idle models are looked at.
@@ -102,7 +100,8 @@ impl Settings {
     pub fn app(&self) -> Result<Shared, Box<dyn std::error::Error + Send + Sync>> {
         let keys = Keys::new(&self.api_keys, self.keys_file.clone(), self.rate)?;
         self.check(&keys)?;
-        let registry = Registry::new(self.models.clone(), self.machine.clone(), self.memory)?;
+        let (models, adapters) = (self.models.clone(), self.adapters.clone());
+        let registry = Registry::new(models, adapters, self.machine.clone(), self.memory)?;
         Ok(App::new(registry, keys, self.policy.clone()))
     }
 }
@@ -134,7 +133,7 @@ pub fn serve(settings: &Settings, ready: impl FnOnce(SocketAddr, Vec<String>)) -
 /// Loads models as long as they fit.
 async fn preload(app: &Shared) -> Outcome {
     let mut left = app.registry.memory();
-    for entry in app.registry.entries() {
+    for entry in app.registry.bases() {
         if let Some(rest) = left.checked_sub(entry.card.memory()) {
             left = rest;
             app.registry.get(&entry.name).await.map_err(|f| f.message)?;
@@ -197,8 +196,9 @@ pub async fn run(
             continue;
         };
         let (router, tls, watcher) = (router.clone(), tls.clone(), graceful.watcher());
+        let times = (settings.policy.head_time, settings.policy.write_time);
         tokio::spawn(async move {
-            connection(stream, router, tls, watcher).await;
+            connection(stream, router, tls, watcher, times).await;
             drop(place);
         });
     }
@@ -216,13 +216,20 @@ pub async fn run(
     stopped.map_err(Into::into)
 }
 
-async fn connection(stream: TcpStream, router: Router, tls: Option<TlsAcceptor>, watcher: Watcher) {
+/// `times`: for a head or a handshake, and for a write.
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    tls: Option<TlsAcceptor>,
+    watcher: Watcher,
+    times: (Duration, Duration),
+) {
     // A token is a small packet: it must not wait for the next.
     let _ = stream.set_nodelay(true);
     match tls {
-        None => http(stream, router, watcher).await,
-        Some(tls) => match tokio::time::timeout(HEAD_TIME, tls.accept(stream)).await {
-            Ok(Ok(stream)) => http(stream, router, watcher).await,
+        None => http(stream, router, watcher, times).await,
+        Some(tls) => match tokio::time::timeout(times.0, tls.accept(stream)).await {
+            Ok(Ok(stream)) => http(stream, router, watcher, times).await,
             Ok(Err(e)) => tracing::debug!("TLS: {e}"),
             Err(_) => tracing::debug!("TLS: the handshake took too long"),
         },
@@ -233,11 +240,12 @@ async fn http(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     router: Router,
     watcher: Watcher,
+    (head, write): (Duration, Duration),
 ) {
-    let io = TokioIo::new(Patient::new(stream, WRITE_TIME));
+    let io = TokioIo::new(Patient::new(stream, write));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
+        .header_read_timeout(head)
         .max_buf_size(HEAD_BYTES)
         .serve_connection(io, TowerToHyperService::new(router));
     if let Err(e) = watcher.watch(connection).await {

@@ -28,3 +28,22 @@ pub fn acceptor(chain: &Path, key: &Path) -> Result<TlsAcceptor, String> {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::acceptor;
+    use std::path::PathBuf;
+
+    fn data(name: &str) -> PathBuf {
+        format!("{}/tests/data/{name}", env!("CARGO_MANIFEST_DIR")).into()
+    }
+
+    #[test]
+    fn tls_files_that_do_not_fit_are_named() {
+        let error =
+            |chain: &str, key: &str| acceptor(&data(chain), &data(key)).err().unwrap_or_default();
+        assert!(error("none.pem", "key.pem").contains("none.pem"));
+        assert!(error("key.pem", "key.pem").contains("no certificate"));
+        assert!(error("cert.pem", "cert.pem").contains("--tls-key"));
+    }
+}

@@ -190,7 +190,7 @@ async fn a_client_that_goes_away_frees_the_engine() {
     let app = app(policy(), no_keys());
     let server = router(app.clone());
     let model = app.registry.get(MODEL).await.unwrap();
-    let stats = || model.engine.stats();
+    let stats = || model.engine().unwrap().stats();
     let body = json!({"model": MODEL, "prompt": "Once", "max_tokens": 500, "stream": true,
         "logit_bias": {"1": -100}, "temperature": 1, "n": 4});
     for stream in [true, false] {

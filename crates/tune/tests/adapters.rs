@@ -22,7 +22,7 @@ fn peft_s_adapters_give_peft_s_logits() {
         let adapters = Adapter::open(&folder).unwrap().into_adapters();
         let checkpoint = Checkpoint::open(&base).unwrap();
         let mut cpu = Cpu::new(Isa::detect(), Arc::new(Pool::new(2)), Precision::Fast);
-        let loaded = load_adapted(&checkpoint, &mut cpu, Some(&adapters)).unwrap();
+        let loaded = load_adapted(&checkpoint, &mut cpu, &[adapters]).unwrap();
         let layout = &loaded.model.info().kv;
         let mut cache = KvCache::new(layout, KvType::F32);
         let groups = layout.groups.len();
@@ -36,7 +36,7 @@ fn peft_s_adapters_give_peft_s_logits() {
         let other = if model == "gpt2" { "gemma3_text" } else { "gpt2" };
         let wrong = here.join(format!("tests/data/peft-{other}"));
         let wrong = Adapter::open(&wrong).unwrap().into_adapters();
-        let error = load_adapted(&checkpoint, &mut cpu, Some(&wrong)).map(|_| ()).unwrap_err();
+        let error = load_adapted(&checkpoint, &mut cpu, &[wrong]).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains("the base has no such projection"), "{error}");
     }
 }

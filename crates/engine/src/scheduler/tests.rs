@@ -51,7 +51,8 @@ impl World {
     fn push(&mut self, id: u64, prompt: Vec<u32>, new: usize, priority: i32, client: u64) {
         let new = new.min(CONTEXT - prompt.len());
         self.live.insert(id, new);
-        self.scheduler.push(id, prompt, priority, client, !id.is_multiple_of(7));
+        let (reuse, space) = (!id.is_multiple_of(7), Space::default());
+        self.scheduler.push(New { id, prompt, priority, client, reuse, space });
     }
 
     fn cancel(&mut self, id: u64) {

@@ -92,3 +92,28 @@ pub fn checkpoint(family: &str) -> Checkpoint {
     let _ = std::fs::remove_dir_all(&dir);
     checkpoint
 }
+
+/// A low-rank adapter with random values: of other projections for each seed.
+pub fn adapters(seed: u32) -> lapidary_model::Adapters {
+    let rank = 2 + seed as usize;
+    let mut modules = std::collections::BTreeMap::new();
+    for i in 0..L {
+        let mut add = |name: &str, out: usize, inner: usize| {
+            let name = format!("model.layers.{i}.{name}");
+            let values = |side: &str, count| {
+                let bytes = random(&format!("{seed}{name}{side}"), count, 0.4);
+                let floats = bytes.as_chunks().0;
+                floats.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<f32>>()
+            };
+            let (a, b) = (values("a", rank * inner), values("b", out * rank));
+            modules.insert(name, lapidary_model::AdapterFactors { a, b, rank });
+        };
+        add("self_attn.v_proj", KV * HD, D);
+        match seed {
+            0 => add("mlp.down_proj", D, F),
+            1 => add("self_attn.q_proj", H * HD, D),
+            _ => {}
+        }
+    }
+    lapidary_model::Adapters { file: format!("adapter {seed}"), modules, factor: 1.5 }
+}

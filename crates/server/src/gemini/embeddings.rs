@@ -9,17 +9,26 @@ use crate::embed;
 use crate::failure::{Failure, Reply};
 use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
 use crate::job::{Prompt, within};
+use crate::model::Model;
+use lapidary_engine::EmbedError;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
 
 /// The fields of a request.
 pub const TABLE: Table = &[
-    differs("content", "the vector is the mean of the hidden states").of(CONTENT),
+    differs(
+        "content",
+        "without a model for embeddings the vector is the mean of the hidden states",
+    )
+    .of(CONTENT),
     differs("outputDimensionality", "the first so many, scaled to length 1 again"),
-    differs("taskType", "has no effect: vectors are the same for every task"),
+    differs(
+        "taskType",
+        "the prompt of the task, with models for embeddings; no effect with others",
+    ),
     differs("model", "must be the one of the path, if it is there"),
-    no("title", "vectors are of the content alone"),
+    differs("title", "of a `RETRIEVAL_DOCUMENT`, with models for embeddings; refused otherwise"),
     no("autoTruncate", "a text is never cut").unless(&["false"]),
     no("embedContentConfig", "say it in the request itself"),
 ];
@@ -36,10 +45,54 @@ pub struct Request {
     pub content: Content,
     /// Only the first so many dimensions.
     pub output_dimensionality: Option<u64>,
-    /// Accepted, without effect.
-    pub task_type: Option<String>,
+    /// What the vector is for.
+    pub task_type: Option<Task>,
+    /// The title of a document.
+    pub title: Option<String>,
     /// The model of the path.
     pub model: Option<String>,
+}
+
+/// What a vector is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[schema(as = EmbedTaskType)]
+pub enum Task {
+    /// Nothing in particular.
+    TaskTypeUnspecified,
+    /// A question to find documents by.
+    RetrievalQuery,
+    /// A document to be found.
+    RetrievalDocument,
+    /// Texts that mean the same.
+    SemanticSimilarity,
+    /// Labels.
+    Classification,
+    /// Groups.
+    Clustering,
+    /// A question to be answered.
+    QuestionAnswering,
+    /// A claim to be checked.
+    FactVerification,
+    /// A question to find code by.
+    CodeRetrievalQuery,
+}
+
+impl Task {
+    /// The name of its prompt, as model cards have it.
+    fn prompt(self) -> &'static str {
+        match self {
+            Task::TaskTypeUnspecified => "none",
+            Task::RetrievalQuery => "query",
+            Task::RetrievalDocument => "document",
+            Task::SemanticSimilarity => "similarity",
+            Task::Classification => "classification",
+            Task::Clustering => "clustering",
+            Task::QuestionAnswering => "question answering",
+            Task::FactVerification => "fact checking",
+            Task::CodeRetrievalQuery => "code",
+        }
+    }
 }
 
 /// A request for many vectors.
@@ -123,7 +176,31 @@ pub async fn batch(app: Shared, caller: Arc<Caller>, name: &str, body: &[u8]) ->
     Ok(signed(json(&BatchResponse { embeddings }), &model, None, &ignored))
 }
 
-type Made = (Arc<crate::model::Model>, Vec<Vec<f32>>);
+/// The text that the model sees: behind the prompt of its task, if the model knows tasks.
+fn text(model: &Model, request: &Request) -> Result<Prompt, Failure> {
+    let text = request.content.text();
+    let Some(made) = model.vectors() else {
+        return match request.title {
+            Some(_) => Err(Failure::field("title", "this model was not trained for titles")),
+            None => Ok(Prompt::Text(text)),
+        };
+    };
+    let task = request.task_type.unwrap_or(Task::TaskTypeUnspecified);
+    let wrong = |e: EmbedError| Failure::field("taskType", e.to_string());
+    let prompt = made.embedder.prompt(task.prompt()).map_err(wrong)?;
+    let prompt = match &request.title {
+        None => prompt.to_owned(),
+        Some(title) if task == Task::RetrievalDocument && prompt.contains("title: none") => {
+            prompt.replacen("title: none", &format!("title: {title}"), 1)
+        }
+        Some(_) => {
+            return Err(Failure::field("title", "only a RETRIEVAL_DOCUMENT has a title"));
+        }
+    };
+    Ok(Prompt::Text(prompt + &text))
+}
+
+type Made = (Arc<Model>, Vec<Vec<f32>>);
 
 async fn vectors(
     app: &Shared,
@@ -142,9 +219,9 @@ async fn vectors(
         }
     }
     let model = app.registry.get(name).await?;
-    let most = model.card.width as u64;
+    let most = model.dimensions() as u64;
     let dimensions = within("outputDimensionality", first.output_dimensionality, 1, most)?;
-    let texts = requests.iter().map(|r| Prompt::Text(r.content.text())).collect();
+    let texts = requests.iter().map(|r| text(&model, r)).collect::<Result<_, _>>()?;
     let made = embed::embed(&model, texts, dimensions, app.terms(caller)).await?;
     Ok((model, made.vectors))
 }

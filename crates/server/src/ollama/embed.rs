@@ -17,7 +17,10 @@ use utoipa::ToSchema;
 /// The fields of a request.
 pub const TABLE: Table = &[
     yes("model"),
-    differs("input", "a text or an array; the vector is the mean of the hidden states"),
+    differs(
+        "input",
+        "a text or an array; without a model for embeddings the vector is the mean of the hidden states",
+    ),
     differs("dimensions", "the first so many, scaled to length 1 again"),
     differs("options", "`num_ctx` is checked; the others have no effect on vectors")
         .of(options::TABLE),
@@ -82,7 +85,7 @@ pub async fn handle(
     let model = app.registry.get(&request.model).await?;
     let loaded = start.elapsed();
     request.options.unwrap_or_default().check(model.card.context)?;
-    let dimensions = within("dimensions", request.dimensions, 1, model.card.width as u64)?;
+    let dimensions = within("dimensions", request.dimensions, 1, model.dimensions() as u64)?;
     let texts = request.input.into_vec().into_iter().map(Prompt::Text).collect();
     let made = embed::embed(&model, texts, dimensions, app.terms(&caller)).await?;
     let reply = json(&Response {

@@ -18,7 +18,7 @@ pub const TABLE: Table = &[
     yes("model"),
     differs(
         "input",
-        "text, token ids, or arrays of either; the vector is the mean of the hidden states",
+        "text, token ids, or arrays of either; without a model for embeddings the vector is the mean of the hidden states",
     ),
     yes("encoding_format").note("`float` or `base64`"),
     differs("dimensions", "the first so many, scaled to length 1 again"),
@@ -120,7 +120,7 @@ pub async fn handle(
 ) -> Reply {
     let (Decoded { request, ignored }, texts) = read(&body, app.reading())?;
     let model = app.registry.get(&request.model).await?;
-    let most = model.card.width as u64;
+    let most = model.dimensions() as u64;
     let dimensions = within("dimensions", request.dimensions, 1, most)?;
     let made = embed::embed(&model, texts, dimensions, app.terms(&caller)).await?;
     let base64 = request.encoding_format == Some(Format::Base64);

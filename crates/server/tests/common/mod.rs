@@ -39,7 +39,8 @@ pub fn policy() -> Policy {
 
 pub fn app(policy: Policy, keys: Keys) -> Shared {
     let models = vec![(MODEL.to_owned(), Origin::Path(model_file()))];
-    let registry = Registry::new(models, machine(), 1 << 30).unwrap_or_else(|e| panic!("{e}"));
+    let registry =
+        Registry::new(models, Vec::new(), machine(), 1 << 30).unwrap_or_else(|e| panic!("{e}"));
     App::new(registry, keys, policy)
 }
 
