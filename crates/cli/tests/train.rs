@@ -155,6 +155,25 @@ fn configurations_are_written_and_wrong_ones_refused() {
     assert!(said.contains("examples.jsonl: cannot be opened"), "{said}");
 }
 
+/// A run that failed before its first step does not stand in the way of the next try, nor do the
+/// fresh weights that it made; one that took steps does.
+#[test]
+fn a_failed_start_is_no_run() {
+    let dir = Folder::new("failed");
+    prepare(&dir);
+    let name = config(&dir, "run");
+    let text =
+        std::fs::read_to_string(dir.0.join(&name)).unwrap().replace("steps = 40", "steps = 2");
+    dir.write(&name, &text.replace("path = \"text.jsonl\"", "path = \"texts.jsonl\""));
+    assert!(bad(&dir.0, &["train", &name]).contains("texts.jsonl: cannot be opened"));
+    dir.write(&name, &text.replace("width = 32", "width = 48"));
+    good(&dir.0, &["train", &name]);
+    let model = std::fs::read_to_string(dir.0.join("run/model/config.json")).unwrap();
+    assert!(model.contains("\"hidden_size\": 48"), "{model}");
+    let said = bad(&dir.0, &["train", &name]);
+    assert!(said.contains("holds a run already: --resume"), "{said}");
+}
+
 /// The model of the program itself, by adapters, and the adapter merged into it.
 #[test]
 fn the_built_in_model_is_tuned_and_merged() {

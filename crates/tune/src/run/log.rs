@@ -79,6 +79,11 @@ pub(super) struct Log {
 }
 
 impl Log {
+    /// Whether the folder of a run has a log with steps.
+    pub(super) fn holds_steps(run: &Path) -> bool {
+        std::fs::metadata(run.join(CSV)).is_ok_and(|f| f.len() > HEAD.len() as u64)
+    }
+
     /// The log in `folder` as it was after `steps` steps: what came later is dropped, because those
     /// steps are done again. `None`: an empty log.
     pub(super) fn open(folder: &Path, steps: Option<u64>) -> Result<Self> {

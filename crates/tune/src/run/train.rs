@@ -139,10 +139,10 @@ pub fn train<'a>(
     mut hooks: Hooks<'a>,
 ) -> Result<Finished> {
     let _lock = claim(config, resume, &mut hooks)?;
-    let base = base(config, built_in)?;
     let checkpoints = Checkpoints::open(&config.output, config.save.keep)?;
     // Without a checkpoint a run that is resumed begins anew.
     let last = if resume { checkpoints.last()? } else { None };
+    let base = base(config, built_in, last.is_some())?;
     let log = Log::open(&config.output, last.as_ref().map(|(_, state)| state.step))?;
     let mut run = Run::begin(config, &base, make, (checkpoints, log), hooks)?;
     if let Some((folder, state)) = last {
@@ -168,12 +168,13 @@ fn claim(config: &TrainConfig, resume: bool, hooks: &mut Hooks) -> Result<File> 
     lock.try_lock()
         .map_err(|_| FormatError::new(output.display(), "", "another process is training here"))?;
     let resolved = output.join(RESOLVED);
-    if resolved.exists() && !resume {
+    // What failed before its first step is no run.
+    if !resume && Log::holds_steps(output) {
         let problem = "holds a run already: --resume goes on with it; for a new one choose another \
                        output";
         return Err(FormatError::new(output.display(), "", problem));
     }
-    if resolved.exists() {
+    if resume && resolved.exists() {
         let before = fs::read_to_string(&resolved).map_err(|e| wrong("cannot be read", e))?;
         match TrainConfig::parse(&before, &resolved.display().to_string()) {
             Ok(before) => {
@@ -192,19 +193,25 @@ fn claim(config: &TrainConfig, resume: bool, hooks: &mut Hooks) -> Result<File> 
 }
 
 /// The checkpoint that the run begins with.
-fn base(config: &TrainConfig, built_in: &dyn Fn() -> Result<Checkpoint>) -> Result<Checkpoint> {
+fn base(
+    config: &TrainConfig,
+    built_in: &dyn Fn() -> Result<Checkpoint>,
+    begun: bool,
+) -> Result<Checkpoint> {
     if let Some(path) = &config.model.path {
         return Checkpoint::open(path);
     }
     let Some(shape) = &config.model.init else { return built_in() };
     let folder = config.output.join(INIT);
-    if !folder.exists() {
+    // Fresh weights that no checkpoint goes on from may be of another configuration.
+    if !begun || !folder.exists() {
         let part = config.output.join(".init.part");
         let _ = fs::remove_dir_all(&part);
         let made = fs::create_dir(&part)
             .map_err(|e| FormatError::new(part.display(), "", e))
             .and_then(|()| init::write(shape, config.seed, &part));
         let named = made.and_then(|()| {
+            let _ = fs::remove_dir_all(&folder);
             fs::rename(&part, &folder).map_err(|e| FormatError::new(folder.display(), "", e))
         });
         if let Err(e) = named {
@@ -231,6 +238,8 @@ impl<'a> Run<'a> {
             let problem = format!("{} tokens; the model takes {context}", config.data.sequence);
             return Err(FormatError::new(CONFIG, "data.sequence", problem));
         }
+        // Before the data is read, which may take long: what can't be trained is refused here.
+        let learner = make(base, config.options())?;
         let text = Arc::new(Text::open(base)?);
         let encoder = Encoder::new(text.clone(), config.data.sequence).learning(config.data.learn);
         let spec = StreamSpec {
@@ -257,7 +266,7 @@ impl<'a> Run<'a> {
             false => Vec::new(),
         };
         Ok(Self {
-            learner: make(base, config.options())?,
+            learner,
             stream: Stream::new(spec, encoder)?,
             log,
             checkpoints,
