@@ -20,6 +20,32 @@ fn main() -> Result {
     for (i, json) in TOKENIZERS.iter().enumerate() {
         fs::write(folder(&dir, "tokenizer_json")?.join(i.to_string()), json)?;
     }
+    write_requests(&folder(&dir, "requests")?)
+}
+
+/// A request for each decoder of the target, which the first byte chooses.
+fn write_requests(dir: &Path) -> Result {
+    const BODIES: [&str; 16] = [
+        r#"{"model":"m","messages":[{"role":"system","content":"a"},{"role":"user","content":[{"type":"text","text":"b"}]}],"stream":true,"stream_options":{"include_usage":true},"temperature":0.5,"seed":1,"n":2,"logprobs":true,"top_logprobs":3,"stop":["c"],"logit_bias":{"5":-1},"max_completion_tokens":4}"#,
+        r#"{"model":"m","prompt":["a","b"],"max_tokens":4,"logprobs":2,"stop":"c"}"#,
+        r#"{"model":"m","input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"a"}]}],"instructions":"b","store":false,"include":["message.output_text.logprobs"],"metadata":{"a":"b"}}"#,
+        r#"{"model":"m","input":[[1,2],[3]],"encoding_format":"base64","dimensions":4}"#,
+        r#"{"model":"m","max_tokens":4,"system":[{"type":"text","text":"a","cache_control":{"type":"ephemeral"}}],"messages":[{"role":"user","content":"b"}],"stop_sequences":["c"],"top_k":5}"#,
+        r#"{"contents":[{"role":"user","parts":[{"text":"a"}]}],"systemInstruction":{"parts":[{"text":"b"}]},"generation_config":{"topK":40.0,"stopSequences":["c"],"candidateCount":2,"responseLogprobs":true,"logprobs":1},"safetySettings":[{"category":"c","threshold":"t"}]}"#,
+        r#"{"generateContentRequest":{"contents":[{"parts":[{"text":"a"}]}]}}"#,
+        r#"{"content":{"parts":[{"text":"a"}]},"outputDimensionality":4,"taskType":"t"}"#,
+        r#"{"requests":[{"model":"models/m","content":{"parts":[{"text":"a"}]}}]}"#,
+        r#"{"model":"m","messages":[{"role":"user","content":"a"}],"stream":false,"options":{"num_predict":-1,"seed":1,"stop":["b"],"num_ctx":512},"keep_alive":"5m"}"#,
+        r#"{"model":"m","prompt":"a","raw":true,"options":{"temperature":0}}"#,
+        r#"{"model":"m","input":"a","dimensions":4}"#,
+        r#"{"name":"m","verbose":true}"#,
+        r#"{"model":"m","text":"a","add_special":true}"#,
+        r#"{"model":"m","ids":[1,2],"skip_special":true}"#,
+        r#"{"model":"m","messages":[{"role":"user","content":"a"}],"system":"b"}"#,
+    ];
+    for (i, body) in BODIES.iter().enumerate() {
+        fs::write(dir.join(i.to_string()), [&[i as u8], body.as_bytes()].concat())?;
+    }
     Ok(())
 }
 
