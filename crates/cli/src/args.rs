@@ -220,6 +220,10 @@ pub struct RunArgs {
     /// How the model should behave
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "ids"])]
     pub system: Option<String>,
+    /// A picture before the prompt: a PNG, JPEG or WebP file, a data: URL, or - for standard input;
+    /// may be given several times
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["raw", "ids", "context_shift"])]
+    pub image: Vec<String>,
     /// Continue the text as it is, without the chat template
     #[arg(long, conflicts_with = "ids")]
     pub raw: bool,

@@ -2,10 +2,12 @@
 
 use crate::args::{ChatArgs, StopArgs};
 use crate::model::{self, Ready};
+use crate::pictures::{self, Pictures};
 use crate::run::rate;
 use crate::{Outcome, show};
 use lapidary_engine::{
-    Answer, Event, Finish, Generation, Sampler, Sampling, Session, StopStrings, Stops, generate,
+    Answer, Event, Finish, Generation, Picture, Sampler, Sampling, Session, StopStrings, Stops,
+    generate,
 };
 use lapidary_formats::atomic;
 use lapidary_formats::chat::Message;
@@ -21,6 +23,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const HELP: &str = "\
 /help             this
 /system [TEXT]    how the model should behave; without text, nothing special
+/image FILE       show a picture with the next turn
 /set              the settings
 /set NAME VALUE   change one of them
 /reset            forget the conversation
@@ -45,6 +48,9 @@ struct Chat {
     ready: Ready,
     session: Session,
     messages: Vec<Message>,
+    pictures: Pictures,
+    /// Files of pictures that the next turn shows.
+    shown: Vec<String>,
     system: Option<String>,
     sampling: Sampling,
     max_tokens: usize,
@@ -71,6 +77,8 @@ pub fn chat(args: ChatArgs) -> Outcome {
         ready,
         session,
         messages: Vec::new(),
+        pictures: Pictures::default(),
+        shown: Vec::new(),
         system: args.system,
         sampling,
         max_tokens: args.max_tokens,
@@ -152,9 +160,12 @@ impl Chat {
             }
             "reset" => {
                 self.messages.clear();
+                self.shown.clear();
+                self.pictures.forget();
                 self.session.reset();
                 show::note("the conversation is forgotten");
             }
+            "image" => self.image(rest)?,
             "save" => self.save(rest)?,
             "load" => self.load(rest)?,
             "stats" => self.stats(),
@@ -188,6 +199,17 @@ impl Chat {
         }
         s.check()?;
         self.sampling = s;
+        Ok(())
+    }
+
+    fn image(&mut self, file: &str) -> Result<()> {
+        file_argument(file, "/image")?;
+        if file == "-" {
+            return Err("/image -: standard input holds the conversation".into());
+        }
+        self.pictures.look(&mut self.ready.weights, file)?;
+        self.shown.push(file.to_owned());
+        show::note("the next turn shows it");
         Ok(())
     }
 
@@ -241,7 +263,12 @@ impl Chat {
 
     /// A turn of the user, and the answer. When it fails the conversation is as before.
     fn turn(&mut self, text: &str) -> Result<()> {
-        self.messages.push(Message::new("user", text));
+        let mut message = Message::new("user", text);
+        let shown = std::mem::take(&mut self.shown);
+        if !shown.is_empty() {
+            message.content = pictures::content(&shown, text);
+        }
+        self.messages.push(message);
         match self.answer() {
             Ok(answer) => {
                 self.messages.push(Message::new("assistant", &answer));
@@ -249,6 +276,7 @@ impl Chat {
             }
             Err(e) => {
                 self.messages.pop();
+                self.shown = shown;
                 Err(e)
             }
         }
@@ -256,15 +284,14 @@ impl Chat {
 
     /// The prompt of the conversation so far. With `--context-shift` the oldest turns are
     /// forgotten until it fills no more than half of the context.
-    fn prompt(&mut self) -> Result<Vec<u32>> {
+    fn prompt(&mut self) -> Result<(Vec<u32>, Vec<Picture>)> {
         let context = self.session.limits().context;
         let before = self.messages.len();
         loop {
             let mut all: Vec<Message> = Vec::new();
             all.extend(self.system.as_deref().map(|s| Message::new("system", s)));
             all.extend_from_slice(&self.messages);
-            let rendered = self.ready.text.render(&all, true, model::now())?;
-            let prompt = self.ready.text.encode_rendered(&rendered);
+            let (prompt, pictures) = self.pictures.prompt(&mut self.ready, &all)?;
             let forgotten = before - self.messages.len();
             let limit = if forgotten == 0 { context } else { context / 2 };
             if prompt.len() <= limit || !self.stops.context_shift || self.messages.len() < 3 {
@@ -273,7 +300,7 @@ impl Chat {
                         "the {forgotten} oldest turns were forgotten (--context-shift)"
                     ));
                 }
-                return Ok(prompt);
+                return Ok((prompt, pictures));
             }
             // A question goes with its answer.
             self.messages.drain(..2);
@@ -281,13 +308,15 @@ impl Chat {
     }
 
     fn answer(&mut self) -> Result<String> {
-        let prompt = self.prompt()?;
+        let (prompt, pictures) = self.prompt()?;
         let mut sampler = Sampler::new(self.sampling.clone())?;
         let stops = Stops {
             ids: self.ready.text.stops.clone(),
             max_tokens: self.max_tokens,
-            context_shift: self.stops.context_shift,
+            // Turns are forgotten whole; within one, a picture can't be cut.
+            context_shift: self.stops.context_shift && pictures.is_empty(),
         };
+        self.session.show(pictures);
         self.stop.store(false, Ordering::Relaxed);
         let (stop, mut out) = (&self.stop, std::io::stdout().lock());
         let strings = StopStrings::new(self.stops.stop.iter().cloned());

@@ -10,6 +10,7 @@ mod inspect;
 mod logits;
 mod merge;
 mod model;
+mod pictures;
 mod quantize;
 mod run;
 mod serve;

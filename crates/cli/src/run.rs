@@ -2,8 +2,11 @@
 
 use crate::args::RunArgs;
 use crate::model::{self, Ready};
+use crate::pictures::{self, Pictures};
 use crate::{Outcome, show};
-use lapidary_engine::{Answer, Event, Finish, Generation, Sampler, StopStrings, Stops, generate};
+use lapidary_engine::{
+    Answer, Event, Finish, Generation, Picture, Sampler, StopStrings, Stops, generate,
+};
 use lapidary_formats::chat::Message;
 use std::io::{Read, Write};
 use std::ops::ControlFlow;
@@ -16,7 +19,7 @@ pub fn run(args: RunArgs) -> Outcome {
         model::introduce(args.model.model.as_deref());
     }
     let mut ready = Ready::open(&args.model)?;
-    let prompt = prompt(&args, &ready)?;
+    let (prompt, pictures) = prompt(&args, &mut ready)?;
     let sampling = ready.sampling(&args.sampling)?;
     let mut sampler = Sampler::new(sampling.clone())?;
     let ids = if args.ignore_eos { vec![] } else { ready.text.stops.clone() };
@@ -24,6 +27,7 @@ pub fn run(args: RunArgs) -> Outcome {
     let stops = Stops { ids, max_tokens: args.max_tokens, context_shift };
     let stop = interrupt()?;
     let mut session = ready.weights.session();
+    session.show(pictures);
     let mut out = std::io::stdout().lock();
     let strings = StopStrings::new(args.stops.stop.iter().cloned());
     let mut answer = Answer::new(&ready.text.tokenizer, strings);
@@ -68,11 +72,18 @@ pub fn run(args: RunArgs) -> Outcome {
     Ok(())
 }
 
-/// The prompt's token ids.
-fn prompt(args: &RunArgs, ready: &Ready) -> Result<Vec<u32>, Box<dyn std::error::Error>> {
+/// The prompt's token ids, and the pictures among them.
+fn prompt(
+    args: &RunArgs,
+    ready: &mut Ready,
+) -> Result<(Vec<u32>, Vec<Picture>), Box<dyn std::error::Error>> {
     if let Some(ids) = &args.ids {
         return serde_json::from_str(ids)
+            .map(|ids| (ids, vec![]))
             .map_err(|e| format!("--ids: a JSON array of token ids was expected: {e}").into());
+    }
+    if args.prompt.is_none() && args.image.iter().any(|i| i == "-") {
+        return Err("--image -: standard input holds the prompt; give it as an argument".into());
     }
     let text = match &args.prompt {
         Some(text) => text.clone(),
@@ -85,16 +96,21 @@ fn prompt(args: &RunArgs, ready: &Ready) -> Result<Vec<u32>, Box<dyn std::error:
         }
     };
     if args.raw {
-        return Ok(ready.text.encode_plain(&text));
+        return Ok((ready.text.encode_plain(&text), vec![]));
     }
     // A base model has no turns; the built-in one tells stories better than it answers.
-    if ready.text.template.is_none() || args.model.model.is_none() && args.system.is_none() {
-        return Ok(ready.text.encode_plain(&text));
+    let plain = args.model.model.is_none() && args.system.is_none();
+    if (ready.text.template.is_none() || plain) && args.image.is_empty() {
+        return Ok((ready.text.encode_plain(&text), vec![]));
     }
     let mut messages = Vec::new();
     messages.extend(args.system.as_deref().map(|s| Message::new("system", s)));
-    messages.push(Message::new("user", &text));
-    Ok(ready.text.encode_rendered(&ready.text.render(&messages, true, model::now())?))
+    let mut message = Message::new("user", &text);
+    if !args.image.is_empty() {
+        message.content = pictures::content(&args.image, &text);
+    }
+    messages.push(message);
+    Pictures::default().prompt(ready, &messages)
 }
 
 /// Whether Ctrl-C was pressed: the answer ends, and what there is of it is kept.

@@ -115,8 +115,11 @@ pub fn generate(
     };
     // Chunk by chunk, so that a long prompt can be cancelled.
     let mut logits = Vec::new();
-    for chunk in prompt[reused..].chunks(session.limits().chunk.max(1)) {
-        logits = session.extend(model, ops, chunk, false)?;
+    let mut next = reused;
+    while next < prompt.len() {
+        let end = session.chunk_end(next, prompt.len());
+        logits = session.extend(model, ops, &prompt[next..end], false)?;
+        next = end;
         if let ControlFlow::Break(why) = listen(Event::Prefilled(session.tokens().len())) {
             out.finish = why;
             out.prefill_time = start.elapsed();

@@ -3,8 +3,10 @@
 use crate::batch;
 use crate::blocks::{Blocks, Full, Held, Space};
 use lapidary_model::Model;
-use lapidary_ops::{KvCache, KvLayout, KvType, Ops, OutOfMemory, Rows, Span};
+use lapidary_ops::{KvCache, KvLayout, KvType, Media, Ops, OutOfMemory, Rows, Span};
 use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// What a sequence may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +68,16 @@ pub struct Session {
     blocks: Blocks,
     held: Held,
     tokens: Vec<u32>,
+    pictures: Vec<Picture>,
+}
+
+/// Rows of a sequence that a picture takes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Picture {
+    /// Their positions.
+    pub rows: Range<usize>,
+    /// Their embeddings, row by row.
+    pub features: Arc<Vec<f32>>,
 }
 
 impl Session {
@@ -74,7 +86,7 @@ impl Session {
         let blocks = Blocks::new(layout, limits.kv, usize::MAX);
         let held = blocks.hold_nothing(Space::default());
         let cache = KvCache::new(layout, limits.kv);
-        Self { limits, cache, blocks, held, tokens: Vec::new() }
+        Self { limits, cache, blocks, held, tokens: Vec::new(), pictures: Vec::new() }
     }
 
     /// The tokens so far.
@@ -97,7 +109,11 @@ impl Session {
     /// something to compute.
     pub fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
         let same = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        let len = same.min(tokens.len().saturating_sub(1));
+        let mut len = same.min(tokens.len().saturating_sub(1));
+        // The rows of a picture see each other: they are computed together.
+        if let Some(p) = self.pictures.iter().find(|p| p.rows.contains(&len)) {
+            len = p.rows.start;
+        }
         // A window that has moved on can't be moved back: then all is computed anew.
         if self.blocks.rewind(&mut self.held, len) {
             self.tokens.truncate(len);
@@ -105,6 +121,32 @@ impl Session {
             self.reset();
         }
         self.tokens.len()
+    }
+
+    /// Says which positions are parts of pictures, those of the whole sequence. What was computed
+    /// of others before is forgotten.
+    pub fn show(&mut self, pictures: Vec<Picture>) {
+        let same = self.pictures.iter().zip(&pictures).take_while(|(a, b)| a == b).count();
+        let changed = [self.pictures.get(same), pictures.get(same)];
+        let first = changed.into_iter().flatten().map(|p| p.rows.start).min();
+        if let Some(first) = first.filter(|f| *f < self.tokens.len()) {
+            self.pictures.truncate(same);
+            let kept = self.tokens[..first].to_vec();
+            if !self.blocks.rewind(&mut self.held, first) {
+                self.reset();
+            } else {
+                self.tokens = kept;
+            }
+        }
+        self.pictures = pictures;
+    }
+
+    /// Where a chunk of the prompt that begins at `start` ends, `end` at the latest: never inside
+    /// a picture.
+    pub fn chunk_end(&self, start: usize, end: usize) -> usize {
+        let cut = start + self.limits.chunk.max(1);
+        let inside = self.pictures.iter().find(|p| p.rows.start < cut && cut < p.rows.end);
+        inside.map_or(cut, |p| p.rows.end).min(end)
     }
 
     /// Forgets all tokens; the memory is kept.
@@ -139,10 +181,13 @@ impl Session {
             return Err(SessionError::Empty);
         }
         let mut logits = Vec::new();
-        let chunks = ids.len().div_ceil(self.limits.chunk.max(1));
-        for (i, chunk) in ids.chunks(self.limits.chunk.max(1)).enumerate() {
+        let first = self.tokens.len();
+        while self.tokens.len() < wanted {
+            let start = self.tokens.len();
+            let end = self.chunk_end(start, wanted);
+            let chunk = &ids[start - first..end - first];
             let rows = self.rows(chunk)?;
-            let wanted: Vec<u32> = match (all, i + 1 == chunks) {
+            let wanted: Vec<u32> = match (all, end == wanted) {
                 (true, _) => (0..chunk.len() as u32).collect(),
                 (false, true) => vec![chunk.len() as u32 - 1],
                 (false, false) => vec![],
@@ -164,6 +209,16 @@ impl Session {
         followed.map_err(SessionError::OutOfMemory)?;
         extended.map_err(|Full| SessionError::OutOfMemory(OutOfMemory(self.cache.bytes())))?;
         let span = Span { rows: 0..ids.len(), position, tables: self.held.tables() };
-        Ok(Rows::new(ids.to_vec(), vec![span]))
+        let mut rows = Rows::new(ids.to_vec(), vec![span]);
+        for p in &self.pictures {
+            let inside = p.rows.start.max(position)..p.rows.end.min(position + ids.len());
+            if !inside.is_empty() {
+                let at = inside.start - position..inside.end - position;
+                rows.together.push(at.clone());
+                let (features, first) = (p.features.clone(), inside.start - p.rows.start);
+                rows.media.push(Media { rows: at, features, first });
+            }
+        }
+        Ok(rows)
     }
 }

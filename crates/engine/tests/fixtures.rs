@@ -10,9 +10,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-const HF: [&str; 17] = [
+const HF: [&str; 18] = [
     "gemma",
     "gemma2",
+    "vaultgemma",
     "gemma3",
     "gemma3_text",
     "gemma3_text_bf16",

@@ -11,6 +11,7 @@ mod checkpoint;
 mod dtype;
 mod error;
 pub mod gguf;
+mod image;
 pub mod json;
 mod mapped;
 mod names;
@@ -20,6 +21,7 @@ mod scratch;
 mod tensors;
 pub mod tokenizer;
 
+pub use crate::image::{MOST_IMAGE_BYTES, Rgb};
 pub use checkpoint::{Checkpoint, Source};
 pub use dtype::{DType, ggml_type_name};
 pub use error::{FormatError, Result};

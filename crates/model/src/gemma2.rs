@@ -1,5 +1,6 @@
-//! Gemma 2: 2B, 9B, 27B, ShieldGemma (<https://arxiv.org/abs/2408.00118>). Reference: transformers
-//! `models/gemma2/modeling_gemma2.py`.
+//! Gemma 2: 2B, 9B, 27B, ShieldGemma (<https://arxiv.org/abs/2408.00118>), and VaultGemma, which has
+//! no norms behind attention and feed-forward. Reference: transformers
+//! `models/gemma2/modeling_gemma2.py`, `models/vaultgemma`.
 //!
 //! Sandwich norms, local and global layers in turn, soft caps on scores and logits.
 
@@ -31,12 +32,12 @@ struct Layer {
     k: Linear,
     v: Linear,
     o: Linear,
-    post_attention_norm: Vector,
+    post_attention_norm: Option<Vector>,
     pre_ffn_norm: Vector,
     gate: Linear,
     up: Linear,
     down: Linear,
-    post_ffn_norm: Vector,
+    post_ffn_norm: Option<Vector>,
 }
 
 /// The model's figures, from its settings alone.
@@ -79,6 +80,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         None => (head_dim as f32).powf(-0.5),
     };
     let windows = windows(s, count)?;
+    let vault = s.architecture() == "vaultgemma";
 
     w.set_prefix(&["model.", ""], "embed_tokens.weight");
     w.ignore(&["lm_head.weight", "rotary_emb.inv_freq"]);
@@ -90,9 +92,10 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
             let gguf = |name: &str| format!("blk.{i}.{name}");
             let mut norm = |h: &str, g: &str| w.norm(&hf(h), &gguf(g), width, NormOffset::OneInHf);
             let input_norm = norm("input_layernorm", "attn_norm")?;
-            let post_attention_norm = norm("post_attention_layernorm", "post_attention_norm")?;
             let pre_ffn_norm = norm("pre_feedforward_layernorm", "ffn_norm")?;
-            let post_ffn_norm = norm("post_feedforward_layernorm", "post_ffw_norm")?;
+            let mut post = |h: &str, g: &str| (!vault).then(|| norm(h, g)).transpose();
+            let post_attention_norm = post("post_attention_layernorm", "post_attention_norm")?;
+            let post_ffn_norm = post("post_feedforward_layernorm", "post_ffw_norm")?;
             let mut linear = |h: &str, g: &str, shape| w.linear(&hf(h), &gguf(g), shape);
             Ok(Layer {
                 attention: AttentionSpec {
@@ -153,14 +156,14 @@ impl Model for Gemma2 {
         let (q, k) = (ops.rope(q, &self.rope, rows), ops.rope(k, &self.rope, rows));
         let h = ops.attend(&q, &k, &v, &l.attention, layer, rows, cache);
         let h = ops.linear(&h, &l.o);
-        let h = ops.rms_norm(&h, &l.post_attention_norm, self.eps);
+        let h = self.post_norm(ops, h, l.post_attention_norm.as_ref());
         let x = ops.add(x, &h);
 
         let h = ops.rms_norm(&x, &l.pre_ffn_norm, self.eps);
         let (gate, up) = (ops.linear(&h, &l.gate), ops.linear(&h, &l.up));
         let h = ops.gated(gate, &up, self.act);
         let h = ops.linear(&h, &l.down);
-        let h = ops.rms_norm(&h, &l.post_ffn_norm, self.eps);
+        let h = self.post_norm(ops, h, l.post_ffn_norm.as_ref());
         ops.add(x, &h)
     }
 
@@ -176,6 +179,15 @@ impl Model for Gemma2 {
         match self.softcap {
             Some(cap) => ops.softcap(logits, cap),
             None => logits,
+        }
+    }
+}
+
+impl Gemma2 {
+    fn post_norm(&self, ops: &mut dyn Ops, x: Tensor, norm: Option<&Vector>) -> Tensor {
+        match norm {
+            Some(norm) => ops.rms_norm(&x, norm, self.eps),
+            None => x,
         }
     }
 }

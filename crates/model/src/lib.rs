@@ -8,17 +8,23 @@ mod gemma2;
 mod gemma3;
 mod gemma3n;
 mod gemma4;
+mod gemma4_vision;
 mod gpt2;
 mod gpt_neo;
 mod llama;
 mod load;
+mod pixels;
 mod settings;
+mod siglip;
+mod vision;
 
 use lapidary_formats::{Checkpoint, Result};
 use lapidary_ops::{BlockType, KvCache, KvLayout, Ops, Rows, Tensor, Weight};
 use load::Weights;
 pub use load::{AdapterFactors, Adapters, block_type};
+pub use pixels::Patches;
 pub use settings::Settings;
+pub use vision::{Eyes, Vision, load_vision};
 
 /// What the rest of the program needs to know of a loaded model.
 #[derive(Debug, Clone)]
@@ -89,7 +95,12 @@ struct Family {
 /// All families.
 const FAMILIES: &[Family] = &[
     Family { names: &["gemma"], defaults: &[], info: gemma::info, load: gemma::load },
-    Family { names: &["gemma2"], defaults: &[], info: gemma2::info, load: gemma2::load },
+    Family {
+        names: &["gemma2", "vaultgemma"],
+        defaults: &[],
+        info: gemma2::info,
+        load: gemma2::load,
+    },
     Family {
         names: &["gemma3", "gemma3_text", "gemma-embedding"],
         defaults: gemma3::DEFAULTS,

@@ -110,6 +110,22 @@ impl<'a> Weights<'a> {
         out
     }
 
+    /// `max_soft_tokens` of processor_config.json, where there is one.
+    pub fn image_tokens(&self) -> Result<Option<usize>> {
+        let Source::Hf { dir, .. } = self.checkpoint.source() else { return Ok(None) };
+        let file = dir.join("processor_config.json");
+        if !file.is_file() {
+            return Ok(None);
+        }
+        let value = lapidary_formats::json::read_object(&file)?;
+        let name = file.display().to_string();
+        let config = lapidary_formats::Config::new(&name, &value)?;
+        match config.opt_object("image_processor")? {
+            Some(image) => image.opt_usize("max_soft_tokens"),
+            None => Ok(None),
+        }
+    }
+
     /// Names of tensors (parts of them) that are there for good reason and not used.
     pub fn ignore(&mut self, parts: &[&'static str]) {
         self.ignored.extend(parts);
@@ -261,6 +277,56 @@ impl<'a> Weights<'a> {
                 Ok(Linear { weight, bias: None, adapters: Vec::new() })
             })
             .collect()
+    }
+
+    /// The matrix `[n, k]` that `hf`.weight holds in another shape, with the bias it may have.
+    pub fn reshaped(&mut self, hf: &str, shape: &[usize], [n, k]: [usize; 2]) -> Result<Linear> {
+        let view = self.view(&self.name(&format!("{hf}.weight"), ""))?;
+        view.expect_shape(shape)?;
+        let weight = self.upload(&view, ParamName::default(), view.bytes.clone(), [n, k])?;
+        let has = self.has(&format!("{hf}.bias"), "");
+        let bias = has.then(|| self.bias(hf, "", n)).transpose()?;
+        Ok(Linear { weight, bias, adapters: Vec::new() })
+    }
+
+    /// The rows of a tensor, by its whole name, that holds a matrix `[n, k]` in another shape.
+    pub fn reshaped_table(
+        &mut self,
+        hf: &str,
+        shape: &[usize],
+        [n, k]: [usize; 2],
+    ) -> Result<Weight> {
+        let view = self.view(&self.name(hf, ""))?;
+        view.expect_shape(shape)?;
+        let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
+        let bytes = Arc::new(view.bytes.clone());
+        let raw = RawMatrix { name: ParamName::default(), ty, n, k, bytes, done: &|_| {} };
+        self.ops.table(raw).map_err(|e| view.wrong(e))
+    }
+
+    /// The matrix `[n, k]` of a tensor, by its whole name, that holds it as `[k, n]`.
+    pub fn transposed(&mut self, hf: &str, [n, k]: [usize; 2]) -> Result<Linear> {
+        let view = self.view(&self.name(hf, ""))?;
+        view.expect_shape(&[k, n])?;
+        let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
+        if ty.block_len() != 1 {
+            return Err(view.wrong("this type can't be transposed"));
+        }
+        let bytes = Bytes::from(transpose(&view.bytes, ty.block_bytes(), n, 0..n));
+        let weight = self.upload(&view, ParamName::default(), bytes, [n, k])?;
+        Ok(Linear { weight, bias: None, adapters: Vec::new() })
+    }
+
+    /// One number, by its whole name.
+    pub fn scalar(&mut self, hf: &str) -> Result<f32> {
+        let view = self.view(&self.name(hf, ""))?;
+        let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
+        if view.elements() != 1 || ty.block_len() != 1 {
+            return Err(view.wrong(format!("one number was expected, found {:?}", view.shape)));
+        }
+        let mut value = [0.0];
+        blocks::dequantize(ty, &view.bytes, &mut value);
+        if value[0].is_nan() { Err(view.wrong("is no number")) } else { Ok(value[0]) }
     }
 
     /// A projection without bias.

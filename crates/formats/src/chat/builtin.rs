@@ -86,13 +86,25 @@ fn gemma(
             out += system;
             out += "\n\n";
         }
-        out += m.text()?.trim();
+        out += text_with_images(m)?.trim();
         out += "<end_of_turn>\n";
     }
     if options.add_generation_prompt {
         out += "<start_of_turn>model\n";
     }
     Ok(out)
+}
+
+/// As Gemma 3's template: a token in the place of each picture.
+fn text_with_images(m: &Message) -> Result<String, String> {
+    let serde_json::Value::Array(parts) = &m.content else { return m.text() };
+    let part = |p: &serde_json::Value| match p["type"].as_str() {
+        Some("image" | "image_url") => Ok("<start_of_image>".to_owned()),
+        _ => Message { content: vec![p.clone()].into(), ..m.clone() }
+            .text()
+            .map(|t| t.trim().to_owned()),
+    };
+    parts.iter().map(part).collect()
 }
 
 fn llama2(

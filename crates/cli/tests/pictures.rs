@@ -1,0 +1,115 @@
+//! `run --image` and `/image` in a chat, on the reference's tiny checkpoints.
+
+use serde_json::Value;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn fixtures() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
+    let found = [root.join("shared/fixtures"), root.join("../shared/fixtures")];
+    let found = found.into_iter().find(|p| p.is_dir());
+    if found.is_none() {
+        eprintln!("skipped: ../shared/fixtures is not there");
+    }
+    found.map(|f| f.join("models"))
+}
+
+fn run(args: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lapidary"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may have ended before it read anything.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+fn bad(args: &[&str], input: &[u8], words: &str) {
+    let out = run(args, input);
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(!out.status.success() && said.contains(words), "{args:?}: {said}");
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+/// Token ids around and for a picture of `rows` rows.
+fn stretch([begin, one, end]: [u32; 3], rows: usize) -> Vec<u32> {
+    [vec![begin], vec![one; rows], vec![end]].concat()
+}
+
+#[test]
+fn a_picture_stands_before_the_prompt_and_in_a_chat() {
+    let Some(models) = fixtures() else { return };
+    for (name, tokens, rows) in [("gemma3", [46, 508, 47], 9), ("gemma4_e2b", [54, 56, 58], 63)] {
+        let dir = models.join(name);
+        let (dir, image) = (dir.to_str().unwrap(), dir.join("image.png"));
+        let image = image.to_str().unwrap();
+        let file = std::fs::read(image).unwrap();
+        let rest = ["--temperature", "0", "--max-tokens", "8", "--precision", "exact"];
+        let report = |image: &[&str], input: &[u8]| -> Value {
+            let args = ["run", "--model", dir, "What is it?", "--json"];
+            let out = run(&[&args[..], &rest, image].concat(), input);
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+            serde_json::from_slice(&out.stdout).unwrap()
+        };
+        let one = report(&["--image", image], b"");
+        let ids: Vec<u32> = serde_json::from_value(one["prompt_ids"].clone()).unwrap();
+        let wanted = stretch(tokens, rows);
+        let found = ids.windows(wanted.len()).filter(|w| *w == wanted).count();
+        assert_eq!((found, ids[0]), (1, 2), "{ids:?}");
+        let none = report(&[], b"");
+        assert_ne!(one["text"], none["text"]);
+        // From standard input; with chunks smaller than the picture; two of them.
+        for other in
+            [report(&["--image", "-"], &file), report(&["--image", image, "--chunk", "4"], b"")]
+        {
+            assert_eq!((&other["prompt_ids"], &other["text"]), (&one["prompt_ids"], &one["text"]));
+        }
+        let two = report(&["--image", image, "--image", image], b"");
+        let ids: Vec<u32> = serde_json::from_value(two["prompt_ids"].clone()).unwrap();
+        assert_eq!(ids.windows(wanted.len()).filter(|w| *w == wanted).count(), 2);
+
+        let saved =
+            std::env::temp_dir().join(format!("lapidary-{name}-{}.json", std::process::id()));
+        let file = saved.to_str().unwrap();
+        let chat = [&["chat", "--model", dir][..], &rest].concat();
+        let lines = format!("/image {image}\nWhat is it?\n/image /no/such.png\n/save {file}\n");
+        let first = run(&chat, lines.as_bytes());
+        let said = String::from_utf8_lossy(&first.stderr);
+        assert!(first.status.success() && said.contains("/no/such.png"), "{said}");
+        let text = one["text"].as_str().unwrap();
+        assert_eq!(String::from_utf8_lossy(&first.stdout).trim_end(), text.trim_end());
+        // What was saved shows its pictures again.
+        let again = format!("/load {file}\nAnd now?\n/stats\n");
+        let again = run(&chat, again.as_bytes());
+        let said = String::from_utf8_lossy(&again.stderr);
+        assert!(again.status.success() && !said.contains("error"), "{said}");
+        std::fs::remove_file(saved).unwrap();
+    }
+}
+
+#[test]
+fn what_can_not_be_seen_is_refused() {
+    let Some(models) = fixtures() else { return };
+    let dir = |name: &str| models.join(name).to_str().unwrap().to_owned();
+    let gemma3 = dir("gemma3");
+    let image = format!("{gemma3}/image.png");
+    let (model, config) = (["run", "--model", &gemma3], format!("{gemma3}/config.json"));
+    let with = |more: &[&'static str]| [&model[..], more].concat();
+    bad(&[&model[..], &["x", "--image", &config]].concat(), b"", &config);
+    bad(&with(&["x", "--image", "/no/such.png"]), b"", "/no/such.png");
+    bad(&with(&["x", "--image", "-"]), b"\x89PNG\r\n\x1a\n", "standard input");
+    bad(&with(&["x", "--image", "https://example.org/x.png"]), b"", "network");
+    bad(&with(&["x", "--image", "a.png", "--raw"]), b"", "--raw");
+    bad(&with(&["x", "--image", "a.png", "--context-shift"]), b"", "--context-shift");
+    bad(&with(&["--image", "-"]), b"", "standard input holds the prompt");
+    bad(&["run", "--model", &dir("gemma2"), "x", "--image", &image], b"", "no vision tower");
+    bad(&["run", "--model", &dir("gemma3n"), "x", "--image", &image], b"", "no vision tower");
+    bad(&["run", "x", "--image", &image], b"", "mmproj");
+    // A picture fits whole or the prompt is refused.
+    let small = ["x", "--image", &image, "--context", "10"];
+    bad(&[&model[..], &small].concat(), b"", "10");
+}

@@ -1,0 +1,283 @@
+//! Vision towers against the reference, and prompts with pictures: logits and greedy tokens.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use lapidary_engine::{Limits, Picture, Sampler, Sampling, Session, Stops, generate, read_picture};
+use lapidary_formats::{Checkpoint, safetensors};
+use lapidary_model::{Patches, load, load_vision};
+use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+fn fixtures() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
+    let found = [root.join("shared/fixtures"), root.join("../shared/fixtures")];
+    let found = found.into_iter().find(|p| p.is_dir());
+    if found.is_none() {
+        eprintln!("skipped: ../shared/fixtures is not there");
+    }
+    found
+}
+
+struct Golden(HashMap<String, (Vec<usize>, Vec<f64>)>);
+
+impl Golden {
+    fn open(path: &Path) -> Self {
+        let file = safetensors::open(path).unwrap_or_else(|e| panic!("{e}"));
+        let values = |t: &lapidary_formats::TensorView| -> Vec<f64> {
+            let bytes: &[u8] = &t.bytes;
+            match t.dtype.name() {
+                "F32" => bytes
+                    .chunks(4)
+                    .map(|c| f32::from_le_bytes(c.try_into().unwrap()).into())
+                    .collect(),
+                "U8" => bytes.iter().map(|b| f64::from(*b)).collect(),
+                _ => bytes
+                    .chunks_exact(8)
+                    .map(|c| i64::from_le_bytes(c.try_into().unwrap()) as f64)
+                    .collect(),
+            }
+        };
+        Self(
+            file.tensors
+                .iter()
+                .map(|t| (t.name.to_string(), (t.shape.clone(), values(t))))
+                .collect(),
+        )
+    }
+
+    fn values(&self, name: &str) -> &[f64] {
+        &self.0.get(name).unwrap_or_else(|| panic!("no {name}")).1
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        self.values(name).iter().map(|x| *x as f32).collect()
+    }
+
+    fn ids(&self, name: &str) -> Vec<u32> {
+        self.values(name).iter().map(|x| *x as u32).collect()
+    }
+}
+
+/// Panics if a value is further off than 1e-4 of the largest; returns by how much of it.
+fn close(what: &str, got: &[f32], want: &[f64]) -> f64 {
+    let top = want.iter().fold(0.0, |t: f64, w| t.max(w.abs()));
+    let off = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).abs()).fold(0.0, f64::max);
+    assert!(got.len() == want.len() && off <= 1e-4 * top, "{what}: off by {off} of {top}");
+    off / top
+}
+
+/// The patches of the golden's pictures: planes of pixels, or patches with positions and padding.
+fn patches(golden: &Golden, of: &str, patch: usize) -> Vec<Patches> {
+    let name = format!("{of}.pixel_values");
+    let (shape, values) = (&golden.0[&name].0, golden.floats(&name));
+    if let &[_, 3, height, width] = &shape[..] {
+        return values
+            .chunks(3 * height * width)
+            .map(|planes| {
+                let (columns, rows) = (width / patch, height / patch);
+                let mut values = Vec::new();
+                for at in 0..columns * rows {
+                    let (y0, x0) = (at / columns * patch, at % columns * patch);
+                    for c in 0..3 {
+                        for y in 0..patch {
+                            let from = (c * height + y0 + y) * width + x0;
+                            values.extend(&planes[from..from + patch]);
+                        }
+                    }
+                }
+                Patches { columns, rows, values }
+            })
+            .collect();
+    }
+    let &[_, count, len] = &shape[..] else { panic!("{shape:?}") };
+    let places = golden.values(&format!("{of}.position_ids"));
+    values
+        .chunks(count * len)
+        .zip(places.chunks(count * 2))
+        .map(|(values, places)| {
+            let real = places.chunks(2).filter(|p| p[0] >= 0.0).count();
+            let columns = places.chunks(2).map(|p| p[0] as i64).max().unwrap() as usize + 1;
+            Patches { columns, rows: real / columns, values: values[..real * len].to_vec() }
+        })
+        .collect()
+}
+
+fn patch_side(dir: &Path) -> usize {
+    let config = std::fs::read(dir.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["vision_config"]["patch_size"].as_u64().unwrap() as usize
+}
+
+#[test]
+fn towers_see_what_the_references_see() {
+    let Some(dir) = fixtures() else { return };
+    let names = ["gemma3", "gemma4_e2b", "gemma4_26b_a4b", "gemma4_31b"];
+    for name in names {
+        let dir = dir.join("models").join(name);
+        let golden = Golden::open(&dir.join("golden.safetensors"));
+        let checkpoint = Checkpoint::open(&dir).unwrap_or_else(|e| panic!("{e}"));
+        let mut worst: f64 = 0.0;
+        let mut bits: Option<Vec<u32>> = None;
+        for (isa, threads) in Isa::available().into_iter().zip([1, 2, 2, 2, 2, 2]) {
+            let mut cpu = Cpu::new(isa, Arc::new(Pool::new(threads)), Precision::Exact);
+            let eyes =
+                load_vision(&checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}")).unwrap();
+            let last = Arc::new(Mutex::new(Vec::new()));
+            let heard = last.clone();
+            cpu.listen(Some(Box::new(move |name, _, x| {
+                if name == "vision_last_hidden" {
+                    heard.lock().unwrap().extend(x);
+                }
+            })));
+            let mut features = Vec::new();
+            for p in patches(&golden, "image", patch_side(&dir)) {
+                let got = eyes.vision.encode(&mut cpu, &p);
+                features.extend(got);
+            }
+            if golden.0.contains_key("image.vision_last_hidden") {
+                let want = golden.values("image.vision_last_hidden");
+                worst = worst.max(close(&format!("{name} last"), &last.lock().unwrap(), want));
+            }
+            worst = worst.max(close(name, &features, golden.values("image.features")));
+            let got = features.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+            assert_eq!(bits.get_or_insert_with(|| got.clone()), &got, "{name} {isa:?}");
+        }
+        println!("{name}: features within {worst:.1e} of the largest value");
+    }
+}
+
+/// Runs of the placeholder among the ids, with their part of the features.
+fn pictures(ids: &[u32], placeholder: u32, features: &[f32], width: usize) -> Vec<Picture> {
+    let mut out: Vec<Picture> = Vec::new();
+    let mut used = 0;
+    let mut at = 0;
+    while at < ids.len() {
+        let rows = ids[at..].iter().take_while(|id| **id == placeholder).count();
+        if rows > 0 {
+            let part = features[used * width..(used + rows) * width].to_vec();
+            out.push(Picture { rows: at..at + rows, features: Arc::new(part) });
+            used += rows;
+        }
+        at += rows.max(1);
+    }
+    assert_eq!(used * width, features.len());
+    out
+}
+
+#[test]
+fn prompts_with_pictures_give_the_references_logits_and_tokens() {
+    let Some(dir) = fixtures() else { return };
+    let cases = [
+        ("gemma3", "image"),
+        ("gemma3", "two_images"),
+        ("gemma4_e2b", "image"),
+        ("gemma4_26b_a4b", "image"),
+        ("gemma4_31b", "image"),
+    ];
+    for (name, of) in cases {
+        let dir = dir.join("models").join(name);
+        let golden = Golden::open(&dir.join("golden.safetensors"));
+        let checkpoint = Checkpoint::open(&dir).unwrap_or_else(|e| panic!("{e}"));
+        let mut cpu = Cpu::new(Isa::detect(), Arc::new(Pool::new(2)), Precision::Exact);
+        let model = load(&checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}")).model;
+        let eyes = load_vision(&checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}")).unwrap();
+        let mut features = Vec::new();
+        for p in patches(&golden, of, patch_side(&dir)) {
+            features.extend(eyes.vision.encode(&mut cpu, &p));
+        }
+        let ids = golden.ids(&format!("{of}.input_ids"));
+        let shown = pictures(&ids, eyes.placeholder, &features, eyes.width);
+        let mut first: Option<Vec<f32>> = None;
+        for chunk in [512, 7, 1] {
+            let info = model.info();
+            let limits = Limits { context: info.context, chunk, kv: KvType::F32 };
+            let mut session = Session::new(&info.kv, limits);
+            session.show(shown.clone());
+            let logits =
+                session.extend(&*model, &mut cpu, &ids, true).unwrap_or_else(|e| panic!("{e}"));
+            let share = |(g, w): (&f32, &f64)| (f64::from(*g) - w).abs() / (2e-4 + 2e-4 * w.abs());
+            let want = golden.values(&format!("{of}.logits"));
+            assert_eq!(logits.len(), want.len());
+            let error = logits.iter().zip(want).map(share).fold(0.0, f64::max);
+            assert!(error <= 1.0, "{name} {of}: logits off by {error} tolerances");
+            match &first {
+                None => println!("{name} {of}: logits within {error:.3} of the tolerance"),
+                Some(f) => assert!(f == &logits, "{name} {of}: chunks of {chunk}"),
+            }
+            first.get_or_insert(logits);
+            // The same prompt again: what is kept is kept, and pictures are not cut.
+            let kept = session.keep_prefix(&ids[..ids.len() - 9]);
+            assert!(
+                kept < ids.len() - 9
+                    && !shown.iter().any(|p| p.rows.start < kept && kept < p.rows.end)
+            );
+            let mut sampler = Sampler::new(Sampling::default()).unwrap_or_else(|e| panic!("{e}"));
+            let stops = Stops { max_tokens: 32, ..Stops::default() };
+            let greedy =
+                generate(&*model, &mut cpu, &mut session, &ids, &mut sampler, &stops, &mut |_| {
+                    ControlFlow::Continue(())
+                })
+                .unwrap_or_else(|e| panic!("{e}"))
+                .ids;
+            assert_eq!(greedy, golden.ids(&format!("{of}.greedy_ids")), "{name} {of} {chunk}");
+            // Another picture in the same place: nothing of the first one is taken over.
+            let other: Vec<Picture> = (shown.iter().cloned())
+                .map(|p| Picture {
+                    features: Arc::new(p.features.iter().map(|x| -x).collect()),
+                    ..p
+                })
+                .collect();
+            session.show(other);
+            assert!(session.tokens().len() <= shown[0].rows.start);
+        }
+    }
+}
+
+#[test]
+fn pictures_are_prepared_as_the_references_do() {
+    let Some(dir) = fixtures() else { return };
+    for (name, of) in [("gemma3", "image"), ("gemma4_e2b", "preprocess")] {
+        let dir = dir.join("models").join(name);
+        let golden = Golden::open(&dir.join("golden.safetensors"));
+        let checkpoint = Checkpoint::open(&dir).unwrap_or_else(|e| panic!("{e}"));
+        let mut cpu = Cpu::new(Isa::detect(), Arc::new(Pool::new(1)), Precision::Exact);
+        let eyes = load_vision(&checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}")).unwrap();
+        let path = dir.join("image.png");
+        let image = read_picture(path.to_str().unwrap()).unwrap_or_else(|e| panic!("{e}"));
+        let shape = &golden.0[&format!("{of}.rgb")].0;
+        assert_eq!(shape, &[image.height, image.width, 3]);
+        assert!(
+            image
+                .data
+                .iter()
+                .zip(golden.values(&format!("{of}.rgb")))
+                .all(|(g, w)| f64::from(*g) == *w)
+        );
+        let got = eyes.vision.prepare(&image);
+        let want = match of {
+            "preprocess" => golden.floats("preprocess.pixel_values"),
+            _ => patches(&golden, of, patch_side(&dir)).remove(0).values,
+        };
+        assert_eq!(got.values.len(), want.len(), "{name}");
+        // In steps of a byte; Gemma 3's values span -1 to 1.
+        let step = if of == "preprocess" { 1.0 / 255.0 } else { 2.0 / 255.0 };
+        let off: Vec<f32> =
+            got.values.iter().zip(&want).map(|(g, w)| (g - w).abs() / step).collect();
+        let exact = off.iter().filter(|o| **o < 0.01).count() as f64 / off.len() as f64;
+        let worst = off.iter().fold(0.0f32, |a, b| a.max(*b));
+        println!(
+            "{name}: {:.2} % of the values equal, none off by more than {worst:.2} steps",
+            exact * 100.0
+        );
+        assert!(worst < 2.01 && exact > 0.995, "{name}: {exact} {worst}");
+        // The same file in a data URL.
+        let bytes = std::fs::read(&path).unwrap();
+        let url = format!("data:image/png;base64,{}", STANDARD.encode(&bytes));
+        assert_eq!(read_picture(&url).unwrap(), image);
+        let cut = &url[..url.len() / 2];
+        assert!(read_picture(cut).is_err());
+    }
+}

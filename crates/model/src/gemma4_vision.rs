@@ -1,0 +1,277 @@
+//! The vision tower of Gemma 4 E2B, E4B, 26B-A4B and 31B. Reference: transformers
+//! `models/gemma4/modeling_gemma4.py`.
+//!
+//! Pictures keep their aspect and fill a budget of tokens. Heads turn by columns and by rows, and
+//! squares of patches are pooled.
+
+use crate::load::{NormOffset, Weights};
+use crate::pixels::{Filter, Patches, fill, patches, resize};
+use crate::settings::{self, Settings};
+use crate::siglip::squares;
+use crate::vision::Vision;
+use lapidary_formats::{Result, Rgb};
+use lapidary_ops::{
+    Activation, AttentionSpec, KvLayout, Linear, Ops, Rope, RopePairs, Rows, Tensor, Vector, Weight,
+};
+
+/// What the published configurations say.
+pub(crate) const DEFAULTS: &[(&str, usize)] = &[
+    ("hidden_size", 768),
+    ("intermediate_size", 3072),
+    ("num_hidden_layers", 16),
+    ("num_attention_heads", 12),
+    ("num_key_value_heads", 12),
+    ("patch_size", 16),
+    ("pooling_kernel_size", 3),
+    ("position_embedding_size", 10_240),
+];
+
+/// Rows of a picture at most, unless the checkpoint says otherwise.
+const BUDGET: usize = 280;
+
+struct Tower {
+    eps: f32,
+    patch: usize,
+    pool: usize,
+    budget: usize,
+    /// `[width, 3 * patch * patch]`
+    patches: Linear,
+    /// `[2 * places, width]`: of columns, then of rows.
+    positions: Weight,
+    attention: AttentionSpec,
+    /// Over half a head: columns turn the first half, rows the second.
+    rope: Rope,
+    layers: Vec<Layer>,
+    /// The factor and the shift that standardise what comes out.
+    standard: Option<(Vector, Vector)>,
+    out: Out,
+}
+
+/// To the text model's width: a norm without weight and a product.
+struct Out {
+    ones: Vector,
+    linear: Linear,
+}
+
+struct Layer {
+    input_norm: Vector,
+    q: Clipped,
+    k: Clipped,
+    v: Clipped,
+    o: Clipped,
+    /// `[head_dim]` each; the last one of ones.
+    q_norm: Vector,
+    k_norm: Vector,
+    v_norm: Vector,
+    post_attention_norm: Vector,
+    pre_ffn_norm: Vector,
+    gate: Clipped,
+    up: Clipped,
+    down: Clipped,
+    post_ffn_norm: Vector,
+}
+
+/// A projection whose input and output keep within bounds.
+struct Clipped {
+    linear: Linear,
+    input: (f32, f32),
+    output: (f32, f32),
+}
+
+/// Rows of a picture at most: the processor's word goes before the model's.
+fn budget(s: &Settings, w: &Weights) -> Result<usize> {
+    let key = "vision_soft_tokens_per_image";
+    let own = s.root().map(|r| r.opt_usize(key)).transpose()?.flatten();
+    let tokens = w.image_tokens()?.or(own).unwrap_or(BUDGET);
+    match tokens {
+        1..=1120 => Ok(tokens),
+        _ => Err(s.error(key, format!("{tokens} is not between 1 and 1120"))),
+    }
+}
+
+/// The tower of E2B, E4B, 26B-A4B and 31B.
+pub(crate) fn tower(s: &Settings, w: &mut Weights, text: usize) -> Result<Box<dyn Vision>> {
+    s.require_flag("attention_bias", false)?;
+    let width = s.count("hidden_size", "", settings::WIDTH)?;
+    let (heads, kv_heads) = s.heads()?;
+    let head_dim = s.head_dim(width, heads)?;
+    if !head_dim.is_multiple_of(4) {
+        return Err(s.error("head_dim", format!("{head_dim}: a multiple of 4 was expected")));
+    }
+    let patch = s.count("patch_size", "", 1..=256)?;
+    let pool = s.count("pooling_kernel_size", "", 1..=16)?;
+    let places = s.count("position_embedding_size", "", 1..=1 << 20)?;
+    let count = s.count("num_hidden_layers", "", settings::LAYERS)?;
+    let rope = s.hf().map(|c| c.opt_object("rope_parameters")).transpose()?.flatten();
+    let base = rope.map(|r| r.opt_f64("rope_theta")).transpose()?.flatten().unwrap_or(100.0);
+    w.set_prefix(&["model.vision_tower.", "vision_tower."], "patch_embedder.input_proj.weight");
+    let layers = (0..count)
+        .map(|i| layer(s, w, i, (width, heads, kv_heads, head_dim)))
+        .collect::<Result<Vec<_>>>()?;
+    let standard = s
+        .flag("standardize")?
+        .then(|| {
+            let (bias, scale) =
+                (w.vector("std_bias", "", width)?, w.vector("std_scale", "", width)?);
+            let shift = bias.values().iter().zip(scale.values()).map(|(b, s)| -b * s).collect();
+            Ok((scale, Vector::new(shift)))
+        })
+        .transpose()?;
+    let positions = "patch_embedder.position_embedding_table";
+    Ok(Box::new(Tower {
+        eps: s.opt_positive("rms_norm_eps", "")?.unwrap_or(1e-6),
+        patch,
+        pool,
+        budget: budget(s, w)?,
+        patches: w.linear("patch_embedder.input_proj", "", [width, 3 * patch * patch])?,
+        positions: w.reshaped_table(positions, &[2, places, width], [2 * places, width])?,
+        attention: AttentionSpec {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: 1.0,
+            window: None,
+            ahead: usize::MAX,
+            softcap: None,
+        },
+        rope: Rope::new(base as f32, head_dim / 2, 1.0, RopePairs::Halves),
+        layers,
+        standard,
+        out: out(w, width, text)?,
+    }))
+}
+
+fn out(w: &mut Weights, width: usize, text: usize) -> Result<Out> {
+    w.set_prefix(&["model.embed_vision.", "embed_vision."], "embedding_projection.weight");
+    let linear = w.linear("embedding_projection", "", [text, width])?;
+    Ok(Out { ones: Vector::new(vec![1.0; width]), linear })
+}
+
+fn layer(
+    s: &Settings,
+    w: &mut Weights,
+    i: usize,
+    (width, heads, kv_heads, head_dim): (usize, usize, usize, usize),
+) -> Result<Layer> {
+    let ffn = s.count("intermediate_size", "", settings::WIDTH)?;
+    let clips = s.flag("use_clipped_linears")?;
+    let name = |part: &str| format!("encoder.layers.{i}.{part}");
+    let mut norm = |part: &str, len| w.norm(&name(part), "", len, NormOffset::Zero);
+    let input_norm = norm("input_layernorm", width)?;
+    let q_norm = norm("self_attn.q_norm", head_dim)?;
+    let k_norm = norm("self_attn.k_norm", head_dim)?;
+    let post_attention_norm = norm("post_attention_layernorm", width)?;
+    let pre_ffn_norm = norm("pre_feedforward_layernorm", width)?;
+    let post_ffn_norm = norm("post_feedforward_layernorm", width)?;
+    let mut linear = |part: &str, shape| -> Result<Clipped> {
+        let mut bound = |end: &str, none: f32| match clips {
+            true => w.scalar(&name(&format!("{part}.{end}"))),
+            false => Ok(none),
+        };
+        let all = (f32::NEG_INFINITY, f32::INFINITY);
+        let input = (bound("input_min", all.0)?, bound("input_max", all.1)?);
+        let output = (bound("output_min", all.0)?, bound("output_max", all.1)?);
+        let linear = w.linear(&name(&format!("{part}.linear")), "", shape)?;
+        Ok(Clipped { linear, input, output })
+    };
+    Ok(Layer {
+        input_norm,
+        q: linear("self_attn.q_proj", [heads * head_dim, width])?,
+        k: linear("self_attn.k_proj", [kv_heads * head_dim, width])?,
+        v: linear("self_attn.v_proj", [kv_heads * head_dim, width])?,
+        o: linear("self_attn.o_proj", [width, heads * head_dim])?,
+        q_norm,
+        k_norm,
+        v_norm: Vector::new(vec![1.0; head_dim]),
+        post_attention_norm,
+        pre_ffn_norm,
+        gate: linear("mlp.gate_proj", [ffn, width])?,
+        up: linear("mlp.up_proj", [ffn, width])?,
+        down: linear("mlp.down_proj", [width, ffn])?,
+        post_ffn_norm,
+    })
+}
+
+impl Clipped {
+    fn of(&self, ops: &mut dyn Ops, x: &Tensor) -> Tensor {
+        let all = (f32::NEG_INFINITY, f32::INFINITY);
+        let y = if self.input == all {
+            ops.linear(x, &self.linear)
+        } else {
+            let rows: Vec<u32> = (0..x.rows() as u32).collect();
+            let x = ops.gather(x, &rows);
+            let x = ops.clamp(x, self.input.0, self.input.1);
+            ops.linear(&x, &self.linear)
+        };
+        if self.output == all { y } else { ops.clamp(y, self.output.0, self.output.1) }
+    }
+}
+
+impl Out {
+    fn of(&self, ops: &mut dyn Ops, x: &Tensor, eps: f32) -> Vec<f32> {
+        let x = ops.rms_norm(x, &self.ones, eps);
+        let x = ops.linear(&x, &self.linear);
+        ops.read(&x)
+    }
+}
+
+/// Column and row of each patch.
+fn places(patches: &Patches) -> [Vec<usize>; 2] {
+    let count = patches.count();
+    let columns = (0..count).map(|i| i % patches.columns).collect();
+    [columns, (0..count).map(|i| i / patches.columns).collect()]
+}
+
+impl Vision for Tower {
+    fn prepare(&self, image: &Rgb) -> Patches {
+        let side = self.patch * self.pool;
+        let (width, height) = fill(image.width, image.height, side, self.budget);
+        let image = resize(image, width, height, Filter::Bicubic);
+        patches(&image, self.patch, false, (1.0, 0.0))
+    }
+
+    fn encode(&self, ops: &mut dyn Ops, patches: &Patches) -> Vec<f32> {
+        let [columns, lines] = places(patches);
+        let centred: Vec<f32> = patches.values.iter().map(|x| 2.0 * (x - 0.5)).collect();
+        let x = ops.tensor(&centred, centred.len() / columns.len());
+        let x = ops.linear(&x, &self.patches);
+        let half = self.positions.n() / 2;
+        let ids = |first: usize, at: &[usize]| -> Vec<u32> {
+            at.iter().map(|p| (first + p) as u32).collect()
+        };
+        let by_column = ops.embed(&self.positions, &ids(0, &columns), 1.0);
+        let by_row = ops.embed(&self.positions, &ids(half, &lines), 1.0);
+        let by_both = ops.add(by_column, &by_row);
+        let mut x = ops.add(x, &by_both);
+        let layout = KvLayout::new(self.attention.kv_heads, self.attention.head_dim, &[None]);
+        let (rows, mut cache) =
+            Rows::whole(&[vec![0; columns.len()]], &layout).unwrap_or_else(|e| panic!("{e}"));
+        let axes = [columns, lines];
+        for l in &self.layers {
+            let h = ops.rms_norm(&x, &l.input_norm, self.eps);
+            let (q, k, v) = (l.q.of(ops, &h), l.k.of(ops, &h), l.v.of(ops, &h));
+            let q = ops.rms_norm(&q, &l.q_norm, self.eps);
+            let k = ops.rms_norm(&k, &l.k_norm, self.eps);
+            let v = ops.rms_norm(&v, &l.v_norm, self.eps);
+            let q = ops.rope_axes(q, &self.rope, &axes);
+            let k = ops.rope_axes(k, &self.rope, &axes);
+            let h = ops.attend(&q, &k, &v, &self.attention, 0, &rows, &mut cache);
+            let h = l.o.of(ops, &h);
+            let h = ops.rms_norm(&h, &l.post_attention_norm, self.eps);
+            x = ops.add(x, &h);
+            let h = ops.rms_norm(&x, &l.pre_ffn_norm, self.eps);
+            let (gate, up) = (l.gate.of(ops, &h), l.up.of(ops, &h));
+            let h = ops.gated(gate, &up, Activation::GeluTanh);
+            let h = l.down.of(ops, &h);
+            let h = ops.rms_norm(&h, &l.post_ffn_norm, self.eps);
+            x = ops.add(x, &h);
+        }
+        let x = ops.mean_rows(&x, &squares(patches.columns, patches.rows, self.pool));
+        let mut x = ops.scale(x, (self.patches.weight.n() as f32).sqrt());
+        if let Some((scale, shift)) = &self.standard {
+            x = ops.affine(x, scale, Some(shift));
+        }
+        ops.probe("vision_last_hidden", &x);
+        self.out.of(ops, &x, self.eps)
+    }
+}
