@@ -80,6 +80,8 @@ micro_tokens = 2048
 shuffle = 10000
 # Share of the documents that is kept to measure on.
 held_out = 0.05
+# What of a conversation is learnt: "answers", or "all", the questions too (not with dpo).
+learn = "answers"
 
 "#;
 
