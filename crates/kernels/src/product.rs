@@ -340,6 +340,43 @@ unsafe fn half<S: Simd, F: Format>(
     }
 }
 
+/// A product of float weights, by tiles of rows and panels.
+trait Tiled {
+    /// `P` panels from `panel` on for a tile of `M` rows, `MM` rows at a time.
+    ///
+    /// # Safety
+    /// The features of `S`; panels and tile are parts of the operands.
+    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const P: usize>(
+        &self,
+        panel: usize,
+        tile: Tile,
+    );
+
+    /// Some panels, `P` at a time as long as there are so many.
+    ///
+    /// # Safety
+    /// As for [`Tiled::tile`].
+    #[inline(always)]
+    unsafe fn some<S: Simd, const M: usize, const MM: usize, const P: usize>(
+        &self,
+        panels: &Range<usize>,
+        tile: Tile,
+    ) {
+        let mut panel = panels.start;
+        // SAFETY: the panels are the operand's.
+        unsafe {
+            while panel + P <= panels.end {
+                self.tile::<S, M, MM, P>(panel, tile);
+                panel += P;
+            }
+            while panel < panels.end {
+                self.tile::<S, M, MM, 1>(panel, tile);
+                panel += 1;
+            }
+        }
+    }
+}
+
 /// Activations in bfloat16 times weights in bfloat16.
 struct Pairs<'a> {
     x: &'a PairRows,
@@ -373,29 +410,7 @@ impl Kernel for Pairs<'_> {
     }
 }
 
-impl Pairs<'_> {
-    /// Some panels, `P` at a time as long as there are so many.
-    #[inline(always)]
-    unsafe fn some<S: Simd, const M: usize, const MM: usize, const P: usize>(
-        &self,
-        panels: &Range<usize>,
-        tile: Tile,
-    ) {
-        let mut panel = panels.start;
-        // SAFETY: the panels are the operand's.
-        unsafe {
-            while panel + P <= panels.end {
-                self.tile::<S, M, MM, P>(panel, tile);
-                panel += P;
-            }
-            while panel < panels.end {
-                self.tile::<S, M, MM, 1>(panel, tile);
-                panel += 1;
-            }
-        }
-    }
-
-    /// `P` panels for a tile of `M` rows, `MM` rows at a time.
+impl Tiled for Pairs<'_> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize, const MM: usize, const P: usize>(
         &self,
@@ -521,29 +536,7 @@ impl<F: Element> Kernel for Floats<'_, F> {
     }
 }
 
-impl<F: Element> Floats<'_, F> {
-    /// Some panels, `P` at a time as long as there are so many.
-    #[inline(always)]
-    unsafe fn some<S: Simd, const M: usize, const MM: usize, const P: usize>(
-        &self,
-        panels: &Range<usize>,
-        tile: Tile,
-    ) {
-        let mut panel = panels.start;
-        // SAFETY: the panels are the operand's.
-        unsafe {
-            while panel + P <= panels.end {
-                self.tile::<S, M, MM, P>(panel, tile);
-                panel += P;
-            }
-            while panel < panels.end {
-                self.tile::<S, M, MM, 1>(panel, tile);
-                panel += 1;
-            }
-        }
-    }
-
-    /// `P` panels for a tile of `M` rows, `MM` rows at a time.
+impl<F: Element> Tiled for Floats<'_, F> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize, const MM: usize, const P: usize>(
         &self,
