@@ -114,7 +114,7 @@ fn patch_side(dir: &Path) -> usize {
 #[test]
 fn towers_see_what_the_references_see() {
     let Some(dir) = fixtures() else { return };
-    let names = ["gemma3", "gemma4_e2b", "gemma4_26b_a4b", "gemma4_31b"];
+    let names = ["gemma3", "gemma4_e2b", "gemma4_12b", "gemma4_26b_a4b", "gemma4_31b"];
     for name in names {
         let dir = dir.join("models").join(name);
         let golden = Golden::open(&dir.join("golden.safetensors"));
@@ -174,6 +174,7 @@ fn prompts_with_pictures_give_the_references_logits_and_tokens() {
         ("gemma3", "image"),
         ("gemma3", "two_images"),
         ("gemma4_e2b", "image"),
+        ("gemma4_12b", "image"),
         ("gemma4_26b_a4b", "image"),
         ("gemma4_31b", "image"),
     ];

@@ -1,8 +1,9 @@
-//! The vision tower of Gemma 4 E2B, E4B, 26B-A4B and 31B. Reference: transformers
-//! `models/gemma4/modeling_gemma4.py`.
+//! How Gemma 4 sees. Reference: transformers `models/gemma4/modeling_gemma4.py` and
+//! `models/gemma4_unified/modeling_gemma4_unified.py`.
 //!
-//! Pictures keep their aspect and fill a budget of tokens. Heads turn by columns and by rows, and
-//! squares of patches are pooled.
+//! Pictures keep their aspect and fill a budget of tokens. E2B, E4B, 26B-A4B and 31B have a tower,
+//! whose heads turn by columns and by rows, and which pools squares of patches. 12B has none: each
+//! patch is projected as it is.
 
 use crate::load::{NormOffset, Weights};
 use crate::pixels::{Filter, Patches, fill, patches, resize};
@@ -24,6 +25,8 @@ pub(crate) const DEFAULTS: &[(&str, usize)] = &[
     ("patch_size", 16),
     ("pooling_kernel_size", 3),
     ("position_embedding_size", 10_240),
+    ("mm_embed_dim", 3840),
+    ("mm_posemb_size", 1120),
 ];
 
 /// Rows of a picture at most, unless the checkpoint says otherwise.
@@ -34,6 +37,8 @@ struct Tower {
     patch: usize,
     pool: usize,
     budget: usize,
+    /// Squares of a line that there are positions for.
+    longest: usize,
     /// `[width, 3 * patch * patch]`
     patches: Linear,
     /// `[2 * places, width]`: of columns, then of rows.
@@ -123,6 +128,7 @@ pub(crate) fn tower(s: &Settings, w: &mut Weights, text: usize) -> Result<Box<dy
         patch,
         pool,
         budget: budget(s, w)?,
+        longest: (places / pool).max(1),
         patches: w.linear("patch_embedder.input_proj", "", [width, 3 * patch * patch])?,
         positions: w.reshaped_table(positions, &[2, places, width], [2 * places, width])?,
         attention: AttentionSpec {
@@ -225,7 +231,7 @@ fn places(patches: &Patches) -> [Vec<usize>; 2] {
 impl Vision for Tower {
     fn prepare(&self, image: &Rgb) -> Patches {
         let side = self.patch * self.pool;
-        let (width, height) = fill(image.width, image.height, side, self.budget);
+        let (width, height) = fill((image.width, image.height), side, self.budget, self.longest);
         let image = resize(image, width, height, Filter::Bicubic);
         patches(&image, self.patch, false, (1.0, 0.0))
     }
@@ -272,6 +278,74 @@ impl Vision for Tower {
             x = ops.affine(x, scale, Some(shift));
         }
         ops.probe("vision_last_hidden", &x);
+        self.out.of(ops, &x, self.eps)
+    }
+}
+
+struct Unified {
+    eps: f32,
+    /// Pixels of a patch's side.
+    patch: usize,
+    budget: usize,
+    /// Patches of a line that there are positions for.
+    longest: usize,
+    norm1: (Vector, Vector),
+    /// `[width, 3 * patch * patch]`
+    dense: Linear,
+    norm2: (Vector, Vector),
+    /// `[2 * places, width]`: of a column and of a row, in turn.
+    positions: Weight,
+    norm3: (Vector, Vector),
+    out: Out,
+}
+
+/// 12B's: no tower.
+pub(crate) fn unified(s: &Settings, w: &mut Weights, text: usize) -> Result<Box<dyn Vision>> {
+    let (patch, pool) =
+        (s.count("patch_size", "", 1..=256)?, s.count("pooling_kernel_size", "", 1..=16)?);
+    let patch = s.opt_count("model_patch_size", "", 1..=4096)?.unwrap_or(patch * pool);
+    let width = s.count("mm_embed_dim", "", settings::WIDTH)?;
+    let places = s.count("mm_posemb_size", "", 1..=1 << 20)?;
+    w.set_prefix(&["model.vision_embedder.", "vision_embedder."], "patch_dense.weight");
+    let pixels = 3 * patch * patch;
+    Ok(Box::new(Unified {
+        eps: s.opt_positive("rms_norm_eps", "")?.unwrap_or(1e-6),
+        patch,
+        budget: budget(s, w)?,
+        longest: places,
+        norm1: w.layer_norm("patch_ln1", "", pixels)?,
+        dense: w.linear_bias("patch_dense", "", [width, pixels])?,
+        norm2: w.layer_norm("patch_ln2", "", width)?,
+        positions: w.reshaped_table("pos_embedding", &[places, 2, width], [2 * places, width])?,
+        norm3: w.layer_norm("pos_norm", "", width)?,
+        out: out(w, width, text)?,
+    }))
+}
+
+impl Vision for Unified {
+    fn prepare(&self, image: &Rgb) -> Patches {
+        let (width, height) =
+            fill((image.width, image.height), self.patch, self.budget, self.longest);
+        let image = resize(image, width, height, Filter::Bicubic);
+        patches(&image, self.patch, false, (1.0, 0.0))
+    }
+
+    fn encode(&self, ops: &mut dyn Ops, patches: &Patches) -> Vec<f32> {
+        // What torch's LayerNorm assumes.
+        let eps = 1e-5;
+        let [columns, lines] = places(patches);
+        let x = ops.tensor(&patches.values, patches.values.len() / columns.len());
+        let x = ops.layer_norm(&x, &self.norm1.0, &self.norm1.1, eps);
+        let x = ops.linear(&x, &self.dense);
+        let x = ops.layer_norm(&x, &self.norm2.0, &self.norm2.1, eps);
+        let ids = |axis: usize, at: &[usize]| -> Vec<u32> {
+            at.iter().map(|p| (2 * p + axis) as u32).collect()
+        };
+        let by_column = ops.embed(&self.positions, &ids(0, &columns), 1.0);
+        let by_row = ops.embed(&self.positions, &ids(1, &lines), 1.0);
+        let by_both = ops.add(by_column, &by_row);
+        let x = ops.add(x, &by_both);
+        let x = ops.layer_norm(&x, &self.norm3.0, &self.norm3.1, eps);
         self.out.of(ops, &x, self.eps)
     }
 }

@@ -124,8 +124,14 @@ pub(crate) fn patches(
 }
 
 /// The largest size of the picture's aspect that has at most `tokens` squares of `side` pixels and
-/// whole ones: Gemma 4's. At least one square a side.
-pub(crate) fn fill(width: usize, height: usize, side: usize, tokens: usize) -> (usize, usize) {
+/// whole ones: Gemma 4's. From one square a side to the `longest` line that a model has positions for
+/// (published ones have more than they need).
+pub(crate) fn fill(
+    (width, height): (usize, usize),
+    side: usize,
+    tokens: usize,
+    longest: usize,
+) -> (usize, usize) {
     let budget = (tokens * side * side) as f64;
     let factor = (budget / (width as f64 * height as f64)).sqrt();
     let whole = |x: usize| (factor * x as f64 / side as f64).floor() as usize;
@@ -134,7 +140,7 @@ pub(crate) fn fill(width: usize, height: usize, side: usize, tokens: usize) -> (
         (0, _) => (1, (height / width).clamp(1, tokens)),
         both => both,
     };
-    (w * side, h * side)
+    (w.min(longest) * side, h.min(longest) * side)
 }
 
 #[cfg(test)]
@@ -144,13 +150,14 @@ mod tests {
     #[test]
     fn sizes_fill_the_budget() {
         // 61 x 83 pixels in squares of 12, 70 of them: 108 x 84 = 9 x 7.
-        assert_eq!(fill(83, 61, 12, 70), (108, 84));
-        assert_eq!(fill(48, 48, 48, 280), (16 * 48, 16 * 48));
-        assert_eq!(fill(10_000, 10, 48, 70), (70 * 48, 48));
-        assert_eq!(fill(10, 10_000, 48, 70), (48, 70 * 48));
+        assert_eq!(fill((83, 61), 12, 70, 3413), (108, 84));
+        assert_eq!(fill((48, 48), 48, 280, 3413), (16 * 48, 16 * 48));
+        assert_eq!(fill((10_000, 10), 48, 70, 3413), (70 * 48, 48));
+        assert_eq!(fill((10, 10_000), 48, 70, 3413), (48, 70 * 48));
+        assert_eq!(fill((10, 10_000), 48, 70, 21), (48, 21 * 48));
         for (w, h) in [(1, 1), (3000, 2), (640, 480), (481, 1), (16_384, 16_384), (7, 333)] {
             for tokens in [70, 140, 280, 560, 1120] {
-                let (x, y) = fill(w, h, 48, tokens);
+                let (x, y) = fill((w, h), 48, tokens, 3413);
                 assert!(x > 0 && y > 0 && x / 48 * (y / 48) <= tokens, "{w} {h}: {x} {y}");
             }
         }
