@@ -20,6 +20,9 @@ impl Patches {
     }
 }
 
+/// Bits of a weight behind the point, as in Pillow's `Resample.c`: with them the bytes are the same.
+const BITS: u32 = 22;
+
 /// The filter of a change of size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Filter {
@@ -46,9 +49,9 @@ impl Filter {
         }
     }
 
-    /// For each of `to` places the first of `from` values that count, and their weights. Where the
-    /// picture shrinks, the filter widens ("antialias").
-    fn weights(self, from: usize, to: usize) -> Vec<(usize, Vec<f64>)> {
+    /// For each of `to` places the first of `from` values that count, and their weights, in parts of
+    /// 2^[`BITS`]. Where the picture shrinks, the filter widens ("antialias").
+    fn weights(self, from: usize, to: usize) -> Vec<(usize, Vec<i64>)> {
         let step = from as f64 / to as f64;
         let wide = step.max(1.0);
         let reach = self.support() * wide;
@@ -60,7 +63,8 @@ impl Filter {
                 let weights: Vec<f64> =
                     (first..end).map(|x| self.at((x as f64 - centre + 0.5) / wide)).collect();
                 let sum: f64 = weights.iter().sum();
-                (first, weights.into_iter().map(|w| w / sum).collect())
+                let fixed = |w: f64| (w / sum * (1 << BITS) as f64).round() as i64;
+                (first, weights.into_iter().map(fixed).collect())
             })
             .collect()
     }
@@ -71,16 +75,15 @@ pub(crate) fn resize(image: &Rgb, width: usize, height: usize, filter: Filter) -
     if (image.width, image.height) == (width, height) {
         return image.clone();
     }
-    let round = |x: f64| x.round().clamp(0.0, 255.0) as u8;
+    let round = |sum: i64| ((sum + (1 << (BITS - 1))) >> BITS).clamp(0, 255) as u8;
     let mut wide = Vec::with_capacity(width * image.height * 3);
     let weights = filter.weights(image.width, width);
     for row in image.data.chunks_exact(image.width * 3) {
         for (first, weights) in &weights {
             for c in 0..3 {
                 let values = weights.iter().enumerate();
-                wide.push(round(
-                    values.map(|(i, w)| w * f64::from(row[(first + i) * 3 + c])).sum(),
-                ));
+                let value = |(i, w): (usize, &i64)| w * i64::from(row[(first + i) * 3 + c]);
+                wide.push(round(values.map(value).sum()));
             }
         }
     }
@@ -88,7 +91,7 @@ pub(crate) fn resize(image: &Rgb, width: usize, height: usize, filter: Filter) -
     for (first, weights) in filter.weights(image.height, height) {
         for at in 0..width * 3 {
             let values = weights.iter().enumerate();
-            let value = |(i, w): (usize, &f64)| w * f64::from(wide[(first + i) * width * 3 + at]);
+            let value = |(i, w): (usize, &i64)| w * i64::from(wide[(first + i) * width * 3 + at]);
             data.push(round(values.map(value).sum()));
         }
     }
