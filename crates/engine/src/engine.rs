@@ -87,6 +87,9 @@ impl Plan {
         if !(1..=info.context).contains(&o.context) {
             return Err(PlanError::Context { context: o.context, most: info.context });
         }
+        if info.prefix {
+            return Err(PlanError::Prefix);
+        }
         let bytes = |tokens| info.kv.bytes(tokens, o.token_budget, o.kv);
         let needed = bytes(o.context);
         if needed > o.memory {
@@ -121,6 +124,9 @@ impl Plan {
 /// Why there is no plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlanError {
+    /// A model whose prompts see themselves: the engine computes prompts in chunks, and shares their
+    /// beginnings.
+    Prefix,
     /// An option that must not be zero.
     Zero {
         /// Its name.
@@ -149,6 +155,10 @@ pub enum PlanError {
 impl fmt::Display for PlanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            PlanError::Prefix => f.write_str(
+                "this model's prompts see themselves, which requests in batches don't do yet: \
+                 lapidary run takes it",
+            ),
             PlanError::Zero { option } => write!(f, "{option}: at least 1 was expected"),
             PlanError::Context { context, most } => {
                 write!(f, "a context of {context}: this model takes from 1 to {most} tokens")

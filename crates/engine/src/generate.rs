@@ -102,6 +102,11 @@ pub fn generate(
         return Err(SessionError::ContextFull { wanted: prompt.len(), context });
     };
     let start = Instant::now();
+    let prefix = model.info().prefix;
+    if prefix {
+        // What was computed of it saw another rest.
+        session.reset();
+    }
     let reused = session.keep_prefix(prompt);
     let mut out = Generation {
         ids: Vec::new(),
@@ -117,7 +122,7 @@ pub fn generate(
     let mut logits = Vec::new();
     let mut next = reused;
     while next < prompt.len() {
-        let end = session.chunk_end(next, prompt.len());
+        let end = if prefix { prompt.len() } else { session.chunk_end(next, prompt.len()) };
         logits = session.extend(model, ops, &prompt[next..end], false)?;
         next = end;
         if let ControlFlow::Break(why) = listen(Event::Prefilled(session.tokens().len())) {

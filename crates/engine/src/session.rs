@@ -184,9 +184,15 @@ impl Session {
         let first = self.tokens.len();
         while self.tokens.len() < wanted {
             let start = self.tokens.len();
-            let end = self.chunk_end(start, wanted);
+            // A prompt that sees itself is computed at once.
+            let prefix = info.prefix && start == 0;
+            let end = if prefix { wanted } else { self.chunk_end(start, wanted) };
             let chunk = &ids[start - first..end - first];
-            let rows = self.rows(chunk)?;
+            let mut rows = self.rows(chunk)?;
+            if prefix {
+                rows.together.clear();
+                rows.together.push(0..chunk.len());
+            }
             let wanted: Vec<u32> = match (all, end == wanted) {
                 (true, _) => (0..chunk.len() as u32).collect(),
                 (false, true) => vec![chunk.len() as u32 - 1],

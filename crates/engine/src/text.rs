@@ -103,7 +103,10 @@ impl Text {
     /// The tokens of a rendered conversation, with one token that begins a text, whichever of
     /// template and tokenizer adds it. Control tokens that people spelt stay text.
     pub fn encode_rendered(&self, rendered: &Rendered) -> Vec<u32> {
-        let has_bos = !self.bos.is_empty() && rendered.text.starts_with(&self.bos);
+        // PaliGemma's stands behind the pictures.
+        let mut written = rendered.text.match_indices(&self.bos).map(|(at, _)| at);
+        let has_bos = !self.bos.is_empty()
+            && written.any(|at| !rendered.literal.iter().any(|r| r.contains(&at)));
         let options = Encode { add_special: !has_bos, parse_special: true };
         self.tokenizer.encode_with_literals(&rendered.text, options, &rendered.literal)
     }

@@ -105,6 +105,12 @@ fn patches(golden: &Golden, of: &str, patch: usize) -> Vec<Patches> {
         .collect()
 }
 
+/// The folder of a checkpoint: a fixture, or one of our own beside this file.
+fn folder(fixtures: &Path, name: &str) -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    if own.is_dir() { own } else { fixtures.join("models").join(name) }
+}
+
 fn patch_side(dir: &Path) -> usize {
     let config = std::fs::read(dir.join("config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
@@ -114,9 +120,17 @@ fn patch_side(dir: &Path) -> usize {
 #[test]
 fn towers_see_what_the_references_see() {
     let Some(dir) = fixtures() else { return };
-    let names = ["gemma3", "gemma4_e2b", "gemma4_12b", "gemma4_26b_a4b", "gemma4_31b"];
+    let names = [
+        "gemma3",
+        "gemma4_e2b",
+        "gemma4_12b",
+        "gemma4_26b_a4b",
+        "gemma4_31b",
+        "paligemma",
+        "paligemma2",
+    ];
     for name in names {
-        let dir = dir.join("models").join(name);
+        let dir = folder(&dir, name);
         let golden = Golden::open(&dir.join("golden.safetensors"));
         let checkpoint = Checkpoint::open(&dir).unwrap_or_else(|e| panic!("{e}"));
         let mut worst: f64 = 0.0;
@@ -170,26 +184,35 @@ fn pictures(ids: &[u32], placeholder: u32, features: &[f32], width: usize) -> Ve
 #[test]
 fn prompts_with_pictures_give_the_references_logits_and_tokens() {
     let Some(dir) = fixtures() else { return };
+    // Whose pictures, and the names of pictures and prompt.
     let cases = [
-        ("gemma3", "image"),
-        ("gemma3", "two_images"),
-        ("gemma4_e2b", "image"),
-        ("gemma4_12b", "image"),
-        ("gemma4_26b_a4b", "image"),
-        ("gemma4_31b", "image"),
+        ("gemma3", "image", "image"),
+        ("gemma3", "two_images", "two_images"),
+        ("gemma4_e2b", "image", "image"),
+        ("gemma4_12b", "image", "image"),
+        ("gemma4_26b_a4b", "image", "image"),
+        ("gemma4_31b", "image", "image"),
+        ("paligemma", "image", "prompt_0"),
+        ("paligemma", "image", "prompt_1"),
+        ("paligemma2", "image", "prompt_0"),
     ];
-    for (name, of) in cases {
-        let dir = dir.join("models").join(name);
+    for (name, shown, of) in cases {
+        let dir = folder(&dir, name);
         let golden = Golden::open(&dir.join("golden.safetensors"));
         let checkpoint = Checkpoint::open(&dir).unwrap_or_else(|e| panic!("{e}"));
         let mut cpu = Cpu::new(Isa::detect(), Arc::new(Pool::new(2)), Precision::Exact);
         let model = load(&checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}")).model;
         let eyes = load_vision(&checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}")).unwrap();
         let mut features = Vec::new();
-        for p in patches(&golden, of, patch_side(&dir)) {
+        for p in patches(&golden, shown, patch_side(&dir)) {
             features.extend(eyes.vision.encode(&mut cpu, &p));
         }
         let ids = golden.ids(&format!("{of}.input_ids"));
+        let states = Arc::new(Mutex::new(HashMap::new()));
+        let heard = states.clone();
+        cpu.listen(Some(Box::new(move |name, _, x| {
+            heard.lock().unwrap().entry(name.to_owned()).or_insert_with(|| x.to_vec());
+        })));
         let shown = pictures(&ids, eyes.placeholder, &features, eyes.width);
         let mut first: Option<Vec<f32>> = None;
         for chunk in [512, 7, 1] {
@@ -204,6 +227,13 @@ fn prompts_with_pictures_give_the_references_logits_and_tokens() {
             assert_eq!(logits.len(), want.len());
             let error = logits.iter().zip(want).map(share).fold(0.0, f64::max);
             assert!(error <= 1.0, "{name} {of}: logits off by {error} tolerances");
+            // Where the reference's states are stored, those of the first pass equal them.
+            for (state, got) in states.lock().unwrap().drain().filter(|_| first.is_none()) {
+                let key = format!("{of}.hidden.{state}");
+                if golden.0.contains_key(&key) {
+                    close(&format!("{name} {key}"), &got, golden.values(&key));
+                }
+            }
             match &first {
                 None => println!("{name} {of}: logits within {error:.3} of the tolerance"),
                 Some(f) => assert!(f == &logits, "{name} {of}: chunks of {chunk}"),
@@ -216,14 +246,15 @@ fn prompts_with_pictures_give_the_references_logits_and_tokens() {
                     && !shown.iter().any(|p| p.rows.start < kept && kept < p.rows.end)
             );
             let mut sampler = Sampler::new(Sampling::default()).unwrap_or_else(|e| panic!("{e}"));
-            let stops = Stops { max_tokens: 32, ..Stops::default() };
+            let want = golden.ids(&format!("{of}.greedy_ids"));
+            let stops = Stops { max_tokens: want.len(), ..Stops::default() };
             let greedy =
                 generate(&*model, &mut cpu, &mut session, &ids, &mut sampler, &stops, &mut |_| {
                     ControlFlow::Continue(())
                 })
                 .unwrap_or_else(|e| panic!("{e}"))
                 .ids;
-            assert_eq!(greedy, golden.ids(&format!("{of}.greedy_ids")), "{name} {of} {chunk}");
+            assert_eq!(greedy, want, "{name} {of} {chunk}");
             // Another picture in the same place: nothing of the first one is taken over.
             let other: Vec<Picture> = (shown.iter().cloned())
                 .map(|p| Picture {
@@ -240,7 +271,11 @@ fn prompts_with_pictures_give_the_references_logits_and_tokens() {
 #[test]
 fn pictures_are_prepared_as_the_references_do() {
     let Some(dir) = fixtures() else { return };
-    for (name, of) in [("gemma3", "image"), ("gemma4_e2b", "preprocess")] {
+    // PaliGemma's was made by Pillow 13, which shrinks tall pictures in height first; before, and
+    // here, the width is first.
+    let cases =
+        [("gemma3", "image", 1.0), ("gemma4_e2b", "preprocess", 1.0), ("paligemma", "image", 0.85)];
+    for (name, of, least) in cases {
         let dir = dir.join("models").join(name);
         let golden = Golden::open(&dir.join("golden.safetensors"));
         let checkpoint = Checkpoint::open(&dir).unwrap_or_else(|e| panic!("{e}"));
@@ -264,7 +299,7 @@ fn pictures_are_prepared_as_the_references_do() {
         };
         assert_eq!(got.values.len(), want.len(), "{name}");
         // In steps of a byte; Gemma 3's values span -1 to 1.
-        let step = if of == "preprocess" { 1.0 / 255.0 } else { 2.0 / 255.0 };
+        let step = if name == "gemma4_e2b" { 1.0 / 255.0 } else { 2.0 / 255.0 };
         let off: Vec<f32> =
             got.values.iter().zip(&want).map(|(g, w)| (g - w).abs() / step).collect();
         let exact = off.iter().filter(|o| **o < 0.01).count() as f64 / off.len() as f64;
@@ -273,7 +308,7 @@ fn pictures_are_prepared_as_the_references_do() {
             "{name}: {:.2} % of the values equal, none off by more than {worst:.2} steps",
             exact * 100.0
         );
-        assert!(worst < 2.01 && exact > 0.995, "{name}: {exact} {worst}");
+        assert!(worst < 2.01 && exact >= least, "{name}: {exact} {worst}");
         // The same file in a data URL.
         let bytes = std::fs::read(&path).unwrap();
         let url = format!("data:image/png;base64,{}", STANDARD.encode(&bytes));

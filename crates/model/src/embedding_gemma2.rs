@@ -110,6 +110,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
     let kept: Vec<_> = shapes(s, layers)?.into_iter().map(|(w, kv, dim)| (kv, dim, w)).collect();
     Ok(Info {
         encoder: true,
+        prefix: false,
         family: "embedding_gemma2",
         vocab: s.vocab()?,
         layers,

@@ -1,11 +1,12 @@
-//! Gemma 1: 2B, 7B, 1.1, CodeGemma (<https://arxiv.org/abs/2403.08295>). Reference: transformers
-//! `models/gemma/modeling_gemma.py`.
+//! Gemma 1: 2B, 7B, 1.1, CodeGemma (<https://arxiv.org/abs/2403.08295>), and the text of PaliGemma
+//! (<https://arxiv.org/abs/2407.07726>). Reference: transformers `models/gemma/modeling_gemma.py`,
+//! `models/paligemma`.
 //!
 //! Norms before attention and feed-forward alone, GeGLU, tied embeddings, all layers global.
 
 use crate::load::{NormOffset, Weights};
 use crate::settings::{self, Settings};
-use crate::{Info, Model};
+use crate::{Info, Model, place_media};
 use lapidary_formats::Result;
 use lapidary_ops::{
     Activation, AttentionSpec, KvCache, KvLayout, Linear, Ops, Rope, RopePairs, Rows, Tensor,
@@ -36,6 +37,9 @@ struct Layer {
     down: Linear,
 }
 
+/// What transformers' `GemmaConfig` assumes and PaliGemma's file leaves out.
+pub(crate) const DEFAULTS: &[(&str, usize)] = &[("head_dim", 256)];
+
 /// The model's figures, from its settings alone.
 pub(crate) fn info(s: &Settings) -> Result<Info> {
     let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
@@ -44,6 +48,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
     let context = s.opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?;
     Ok(Info {
         encoder: false,
+        prefix: s.architecture() == "paligemma",
         family: "gemma",
         vocab: s.vocab()?,
         layers,
@@ -62,9 +67,16 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     let head_dim = s.head_dim(width, heads)?;
     let (base, divisor) = s.rope(("rope_theta", "rope.freq_base"), None, 1e4)?;
     let scale = (head_dim as f32).powf(-0.5);
+    let ahead = if info.prefix { usize::MAX } else { 0 };
 
-    w.set_prefix(&["model.", ""], "embed_tokens.weight");
+    w.set_prefix(
+        &["model.", "language_model.model.", "model.language_model.", ""],
+        "embed_tokens.weight",
+    );
     w.ignore(&["lm_head.weight", "rotary_emb.inv_freq"]);
+    if info.prefix {
+        w.ignore(&["vision_tower.", "multi_modal_projector."]);
+    }
     let embedding = w.linear("embed_tokens", "token_embd", [vocab, width])?;
     let norm = w.norm("norm", "output_norm", width, NormOffset::OneInHf)?;
     let layers = (0..count)
@@ -98,7 +110,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
             head_dim,
             scale,
             window: None,
-            ahead: 0,
+            ahead,
             softcap: None,
         },
         rope: Rope::new(base, head_dim, divisor, RopePairs::Halves),
@@ -114,7 +126,8 @@ impl Model for Gemma {
     }
 
     fn embed(&self, ops: &mut dyn Ops, rows: &Rows) -> Tensor {
-        ops.embed(&self.embedding.weight, &rows.ids, (self.info.width as f32).sqrt())
+        let x = ops.embed(&self.embedding.weight, &rows.ids, (self.info.width as f32).sqrt());
+        place_media(ops, x, rows)
     }
 
     fn block(

@@ -1,12 +1,13 @@
-//! Gemma 2: 2B, 9B, 27B, ShieldGemma (<https://arxiv.org/abs/2408.00118>), and VaultGemma, which has
-//! no norms behind attention and feed-forward. Reference: transformers
-//! `models/gemma2/modeling_gemma2.py`, `models/vaultgemma`.
+//! Gemma 2: 2B, 9B, 27B, ShieldGemma (<https://arxiv.org/abs/2408.00118>), the text of PaliGemma 2
+//! (<https://arxiv.org/abs/2412.03555>), and VaultGemma, which has no norms behind attention and
+//! feed-forward. Reference: transformers `models/gemma2/modeling_gemma2.py`, `models/paligemma`,
+//! `models/vaultgemma`.
 //!
 //! Sandwich norms, local and global layers in turn, soft caps on scores and logits.
 
 use crate::load::{NormOffset, Weights};
 use crate::settings::{self, Settings};
-use crate::{Info, Model};
+use crate::{Info, Model, place_media};
 use lapidary_formats::Result;
 use lapidary_ops::{
     Activation, AttentionSpec, KvCache, KvLayout, Linear, Ops, Rope, RopePairs, Rows, Tensor,
@@ -40,20 +41,36 @@ struct Layer {
     post_ffn_norm: Option<Vector>,
 }
 
+/// What transformers' `Gemma2Config` assumes and PaliGemma 2's file leaves out.
+pub(crate) const DEFAULTS: &[(&str, usize)] = &[
+    ("num_attention_heads", 8),
+    ("num_key_value_heads", 4),
+    ("head_dim", 256),
+    ("sliding_window", 4096),
+];
+
 /// The model's figures, from its settings alone.
 pub(crate) fn info(s: &Settings) -> Result<Info> {
     let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
     let layers = s.count("num_hidden_layers", "block_count", settings::LAYERS)?;
     let (heads, kv_heads) = s.heads()?;
     let context = s.opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?;
+    let mut context = context.unwrap_or(8192);
+    let windows = windows(s, layers)?;
+    let prefix = s.architecture() == "paligemma";
+    if prefix {
+        // The reference's windows do not bound what sees itself: within one, it makes no difference.
+        context = windows.iter().flatten().fold(context, |c, w| c.min(*w));
+    }
     Ok(Info {
         encoder: false,
+        prefix,
         family: "gemma2",
         vocab: s.vocab()?,
         layers,
         width,
-        context: context.unwrap_or(8192),
-        kv: KvLayout::new(kv_heads, s.head_dim(width, heads)?, &windows(s, layers)?),
+        context,
+        kv: KvLayout::new(kv_heads, s.head_dim(width, heads)?, &windows),
     })
 }
 
@@ -72,7 +89,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     let (heads, kv_heads) = s.heads()?;
     let head_dim = s.head_dim(width, heads)?;
     let (base, divisor) = s.rope(("rope_theta", "rope.freq_base"), None, 1e4)?;
-    let softcap = s.opt_positive("attn_logit_softcapping", "attn_logit_softcapping")?;
+    let softcap = cap(s, "attn_logit_softcapping", 50.0)?;
     let scale = match s.opt_positive("query_pre_attn_scalar", "")? {
         Some(scalar) => scalar.powf(-0.5),
         // GGUF has no key for it; the 27B model alone differs (144 = width / heads).
@@ -80,10 +97,17 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         None => (head_dim as f32).powf(-0.5),
     };
     let windows = windows(s, count)?;
+    let ahead = if info.prefix { usize::MAX } else { 0 };
     let vault = s.architecture() == "vaultgemma";
 
-    w.set_prefix(&["model.", ""], "embed_tokens.weight");
+    w.set_prefix(
+        &["model.", "language_model.model.", "model.language_model.", ""],
+        "embed_tokens.weight",
+    );
     w.ignore(&["lm_head.weight", "rotary_emb.inv_freq"]);
+    if info.prefix {
+        w.ignore(&["vision_tower.", "multi_modal_projector."]);
+    }
     let embedding = w.linear("embed_tokens", "token_embd", [vocab, width])?;
     let norm = w.norm("norm", "output_norm", width, NormOffset::OneInHf)?;
     let layers = (windows.iter().enumerate())
@@ -104,7 +128,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
                     head_dim,
                     scale,
                     window,
-                    ahead: 0,
+                    ahead,
                     softcap,
                 },
                 input_norm,
@@ -129,8 +153,16 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
         embedding,
         layers,
         norm,
-        softcap: s.opt_positive("final_logit_softcapping", "final_logit_softcapping")?,
+        softcap: cap(s, "final_logit_softcapping", 30.0)?,
     }))
+}
+
+/// A soft cap; a config.json that is silent means what the reference assumes.
+fn cap(s: &Settings, key: &str, assumed: f32) -> Result<Option<f32>> {
+    match s.opt_positive(key, key)? {
+        None if s.hf().is_some_and(|c| !c.entries().any(|e| e.0 == key)) => Ok(Some(assumed)),
+        found => Ok(found),
+    }
 }
 
 impl Model for Gemma2 {
@@ -139,7 +171,8 @@ impl Model for Gemma2 {
     }
 
     fn embed(&self, ops: &mut dyn Ops, rows: &Rows) -> Tensor {
-        ops.embed(&self.embedding.weight, &rows.ids, (self.info.width as f32).sqrt())
+        let x = ops.embed(&self.embedding.weight, &rows.ids, (self.info.width as f32).sqrt());
+        place_media(ops, x, rows)
     }
 
     fn block(

@@ -67,6 +67,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
     let context = s.opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?;
     Ok(Info {
         encoder: is_encoder(s)?,
+        prefix: false,
         family: "gemma3",
         vocab: s.vocab()?,
         layers,

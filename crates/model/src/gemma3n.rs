@@ -155,6 +155,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
         .collect();
     Ok(Info {
         encoder: false,
+        prefix: false,
         family: "gemma3n",
         vocab: s.vocab()?,
         layers,

@@ -187,6 +187,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
         .collect();
     Ok(Info {
         encoder: false,
+        prefix: false,
         family: "gemma4",
         vocab: s.vocab()?,
         layers,

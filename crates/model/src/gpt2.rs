@@ -45,6 +45,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
     }
     Ok(Info {
         encoder: false,
+        prefix: false,
         family: "gpt2",
         vocab: s.vocab()?,
         layers,

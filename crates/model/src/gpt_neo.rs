@@ -43,6 +43,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
     }
     Ok(Info {
         encoder: false,
+        prefix: false,
         family: "gpt_neo",
         vocab: s.vocab()?,
         layers,

@@ -43,6 +43,9 @@ pub struct Info {
     pub kv: KvLayout,
     /// Whether rows see what comes after them: a model for embeddings, not for generation.
     pub encoder: bool,
+    /// Whether the rows of a prompt, text and pictures, all see each other, and those of the answer
+    /// what comes before them (PaliGemma).
+    pub prefix: bool,
 }
 
 /// A model in memory. `embed`, `block` (for each layer in turn) and `head` make a forward pass;
@@ -94,10 +97,10 @@ struct Family {
 
 /// All families.
 const FAMILIES: &[Family] = &[
-    Family { names: &["gemma"], defaults: &[], info: gemma::info, load: gemma::load },
+    Family { names: &["gemma"], defaults: gemma::DEFAULTS, info: gemma::info, load: gemma::load },
     Family {
         names: &["gemma2", "vaultgemma"],
-        defaults: &[],
+        defaults: gemma2::DEFAULTS,
         info: gemma2::info,
         load: gemma2::load,
     },
@@ -132,7 +135,7 @@ const FAMILIES: &[Family] = &[
 
 /// The family of a checkpoint, and its settings with that family's defaults.
 fn find(settings: Settings) -> Result<(Settings, &'static Family)> {
-    let found = settings.architecture();
+    let found = settings.family()?;
     let Some(family) = FAMILIES.iter().find(|f| f.names.contains(&found)) else {
         let known: Vec<&str> = FAMILIES.iter().flat_map(|f| f.names.iter().copied()).collect();
         let problem =

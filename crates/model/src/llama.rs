@@ -44,6 +44,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
     let context = s.opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?;
     Ok(Info {
         encoder: false,
+        prefix: false,
         family: "llama",
         vocab: s.vocab()?,
         layers,

@@ -77,6 +77,17 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// The name that the registry knows: PaliGemma's text is a Gemma or a Gemma 2.
+    ///
+    /// # Errors
+    /// If PaliGemma does not say which.
+    pub fn family(&self) -> Result<&'a str> {
+        match self {
+            Settings::Hf { text, architecture: "paligemma", .. } => text.str("model_type"),
+            _ => Ok(self.architecture()),
+        }
+    }
+
     /// The key that names the family.
     pub(crate) fn architecture_key(&self) -> &'static str {
         match self {

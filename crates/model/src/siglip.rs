@@ -1,5 +1,5 @@
-//! SigLIP (<https://arxiv.org/abs/2303.15343>), the vision tower of Gemma 3. Reference: transformers
-//! `models/siglip/modeling_siglip.py`, `models/gemma3/modeling_gemma3.py`.
+//! SigLIP (<https://arxiv.org/abs/2303.15343>), the vision tower of Gemma 3 and PaliGemma. Reference:
+//! transformers `models/siglip/modeling_siglip.py`, `models/gemma3`, `models/paligemma`.
 //!
 //! The picture is squeezed to a square, cut in patches, and every patch sees every other.
 
@@ -15,6 +15,7 @@ struct Siglip {
     /// Pixels of the picture's side, and of a patch's.
     side: usize,
     patch: usize,
+    filter: Filter,
     /// `[width, 3 * patch * patch]`
     patches: Linear,
     /// `[patches, width]`
@@ -22,11 +23,15 @@ struct Siglip {
     attention: AttentionSpec,
     layers: Vec<Layer>,
     post_norm: Norm,
-    /// Patches a side of the squares whose means become rows.
-    pool: usize,
-    project_norm: Vector,
-    /// To the text model's width.
-    project: Linear,
+    projector: Projector,
+}
+
+/// To the text model's width.
+enum Projector {
+    /// Gemma 3: means of squares of `pool` patches a side, a norm, a product.
+    Pooled { pool: usize, norm: Vector, linear: Linear },
+    /// PaliGemma: a product.
+    Plain(Linear),
 }
 
 type Norm = (Vector, Vector);
@@ -54,6 +59,32 @@ pub(crate) const DEFAULTS: &[(&str, usize)] = &[
 
 /// Gemma 3's tower.
 pub(crate) fn gemma3(s: &Settings, w: &mut Weights, text: usize) -> Result<Box<dyn Vision>> {
+    tower(s, w, Filter::Bilinear, |w, width, grid| {
+        let pool = pool(s, grid)?;
+        let prefixes = ["multi_modal_projector.", "model.multi_modal_projector."];
+        w.set_prefix(&prefixes, "mm_soft_emb_norm.weight");
+        let norm = w.norm("mm_soft_emb_norm", "", width, NormOffset::OneInHf)?;
+        let linear = w.transposed("mm_input_projection_weight", [text, width])?;
+        Ok(Projector::Pooled { pool, norm, linear })
+    })
+}
+
+/// PaliGemma's.
+pub(crate) fn paligemma(s: &Settings, w: &mut Weights, text: usize) -> Result<Box<dyn Vision>> {
+    tower(s, w, Filter::Bicubic, |w, width, _| {
+        let prefixes = ["multi_modal_projector.", "model.multi_modal_projector."];
+        w.set_prefix(&prefixes, "linear.weight");
+        Ok(Projector::Plain(w.linear_bias("linear", "", [text, width])?))
+    })
+}
+
+/// A tower whose width and patches a side `project` gets.
+fn tower(
+    s: &Settings,
+    w: &mut Weights,
+    filter: Filter,
+    project: impl FnOnce(&mut Weights, usize, usize) -> Result<Projector>,
+) -> Result<Box<dyn Vision>> {
     let width = s.count("hidden_size", "", settings::WIDTH)?;
     let heads = s.count("num_attention_heads", "", settings::HEADS)?;
     let count = s.count("num_hidden_layers", "", settings::LAYERS)?;
@@ -64,7 +95,6 @@ pub(crate) fn gemma3(s: &Settings, w: &mut Weights, text: usize) -> Result<Box<d
     }
     let head_dim = width / heads;
     let grid = side / patch;
-    let pool = pool(s, grid)?;
     w.set_prefix(
         &[
             "vision_tower.vision_model.",
@@ -78,15 +108,11 @@ pub(crate) fn gemma3(s: &Settings, w: &mut Weights, text: usize) -> Result<Box<d
     let patches = w.reshaped(name, &[width, 3, patch, patch], [width, 3 * patch * patch])?;
     let positions = w.table("embeddings.position_embedding", "", [grid * grid, width])?;
     let layers = (0..count).map(|i| layer(s, w, i, width)).collect::<Result<Vec<_>>>()?;
-    let post_norm = w.layer_norm("post_layernorm", "", width)?;
-    w.set_prefix(
-        &["multi_modal_projector.", "model.multi_modal_projector."],
-        "mm_soft_emb_norm.weight",
-    );
     Ok(Box::new(Siglip {
         eps: s.opt_positive("layer_norm_eps", "")?.unwrap_or(1e-6),
         side,
         patch,
+        filter,
         patches,
         positions,
         attention: AttentionSpec {
@@ -99,10 +125,8 @@ pub(crate) fn gemma3(s: &Settings, w: &mut Weights, text: usize) -> Result<Box<d
             softcap: None,
         },
         layers,
-        post_norm,
-        pool,
-        project_norm: w.norm("mm_soft_emb_norm", "", width, NormOffset::OneInHf)?,
-        project: w.transposed("mm_input_projection_weight", [text, width])?,
+        post_norm: w.layer_norm("post_layernorm", "", width)?,
+        projector: project(w, width, grid)?,
     }))
 }
 
@@ -137,7 +161,7 @@ fn layer(s: &Settings, w: &mut Weights, i: usize, width: usize) -> Result<Layer>
 
 impl Vision for Siglip {
     fn prepare(&self, image: &Rgb) -> Patches {
-        let square = resize(image, self.side, self.side, Filter::Bilinear);
+        let square = resize(image, self.side, self.side, self.filter);
         patches(&square, self.patch, true, (2.0, -1.0))
     }
 
@@ -164,9 +188,14 @@ impl Vision for Siglip {
         }
         let x = ops.layer_norm(&x, &self.post_norm.0, &self.post_norm.1, self.eps);
         ops.probe("vision_last_hidden", &x);
-        let x = ops.mean_rows(&x, &squares(patches.columns, patches.rows, self.pool));
-        let x = ops.rms_norm(&x, &self.project_norm, self.eps);
-        let x = ops.linear(&x, &self.project);
+        let x = match &self.projector {
+            Projector::Plain(linear) => ops.linear(&x, linear),
+            Projector::Pooled { pool, norm, linear } => {
+                let x = ops.mean_rows(&x, &squares(patches.columns, patches.rows, *pool));
+                let x = ops.rms_norm(&x, norm, self.eps);
+                ops.linear(&x, linear)
+            }
+        };
         ops.read(&x)
     }
 }

@@ -53,6 +53,7 @@ pub fn load_vision(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Option<
     let mut w = Weights::new(checkpoint, ops, &[]);
     let vision: Box<dyn Vision> = match architecture {
         "gemma3" => siglip::gemma3(&s.with_defaults(siglip::DEFAULTS), &mut w, width)?,
+        "paligemma" => siglip::paligemma(&s.with_defaults(siglip::DEFAULTS), &mut w, width)?,
         "gemma4" => gemma4_vision::tower(&s.with_defaults(gemma4_vision::DEFAULTS), &mut w, width)?,
         "gemma4_unified" => {
             gemma4_vision::unified(&s.with_defaults(gemma4_vision::DEFAULTS), &mut w, width)?

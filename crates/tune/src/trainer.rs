@@ -140,6 +140,10 @@ impl Trainer {
         let wrong =
             |field: &str, problem: String| FormatError::new(checkpoint.name(), field, problem);
         let info = lapidary_model::describe(checkpoint)?;
+        if info.prefix {
+            let problem = "PaliGemma, whose prompts see themselves, can't be trained yet";
+            return Err(wrong("model_type", problem.into()));
+        }
         if !FAMILIES.contains(&info.family) {
             let known = FAMILIES.join(", ");
             let problem = format!("{} can't be trained yet; there are {known}", info.family);

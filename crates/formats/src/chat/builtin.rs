@@ -11,6 +11,8 @@ pub enum Builtin {
     Gemma4,
     /// Gemma 4 12B and larger: without thinking, the model's turn begins with an empty thought.
     Gemma4Large,
+    /// PaliGemma: pictures, then one question; no turns.
+    PaliGemma,
     /// Llama 2 chat: `[INST] <<SYS>>`.
     Llama2,
 }
@@ -24,6 +26,7 @@ impl Builtin {
             }
             "gemma4" | "gemma4_text" => Some(Builtin::Gemma4),
             "gemma4_unified" | "gemma4_unified_text" => Some(Builtin::Gemma4Large),
+            "paligemma" => Some(Builtin::PaliGemma),
             "llama" => Some(Builtin::Llama2),
             _ => None,
         }
@@ -35,6 +38,7 @@ impl Builtin {
             Builtin::Gemma => "Gemma",
             Builtin::Gemma4 => "Gemma 4",
             Builtin::Gemma4Large => "Gemma 4 (12B and larger)",
+            Builtin::PaliGemma => "PaliGemma",
             Builtin::Llama2 => "Llama 2",
         }
     }
@@ -68,6 +72,7 @@ impl Builtin {
             }
         }
         match self {
+            Builtin::PaliGemma => paligemma(system, turns, options),
             Builtin::Llama2 => llama2(system, turns, options),
             _ => gemma(system, turns, options),
         }
@@ -105,6 +110,28 @@ fn text_with_images(m: &Message) -> Result<String, String> {
             .map(|t| t.trim().to_owned()),
     };
     parts.iter().map(part).collect()
+}
+
+/// A token for each picture, the token that begins a text, the question, a line's end, as the
+/// reference's processor writes it.
+fn paligemma(
+    system: Option<String>,
+    turns: &[Message],
+    options: &RenderOptions,
+) -> Result<String, String> {
+    let ([m], None) = (turns, system) else {
+        return Err("PaliGemma answers one question: it has neither turns nor a system".into());
+    };
+    let is_picture =
+        |p: &serde_json::Value| matches!(p["type"].as_str(), Some("image" | "image_url"));
+    let (pictures, text) = match &m.content {
+        serde_json::Value::Array(parts) => {
+            let (pictures, words): (Vec<_>, Vec<_>) = parts.iter().cloned().partition(is_picture);
+            (pictures.len(), Message { content: words.into(), ..m.clone() }.text()?)
+        }
+        _ => (0, m.text()?),
+    };
+    Ok(format!("{}{}{text}\n", "<image>".repeat(pictures), options.bos))
 }
 
 fn llama2(
