@@ -315,7 +315,7 @@ pub struct ServeArgs {
     #[arg(long, help_heading = "Limits")]
     pub lenient: bool,
     /// Size of a request at most
-    #[arg(long, value_name = "SIZE", default_value = "4MiB", help_heading = "Limits")]
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", help_heading = "Limits")]
     pub max_body: String,
     /// Requests that may wait for a model; more are refused
     #[arg(long, value_name = "N", default_value_t = 1024, help_heading = "Limits")]

@@ -4,6 +4,7 @@
 //!
 //! Prefixes are a tree of whole blocks: a node stands for 32 tokens after its parent's, and is
 //! found by the parent and the tokens themselves, so that no collision of hashes can mix up texts.
+//! The rows of a picture stand there by the picture's name ([`crate::scheduler`]).
 //! A node may have a block in each group of layers. Layers that see all before them need the blocks
 //! of every node on the way; a prefix ends for them where one is missing. Layers with a window need
 //! only the last ones, and those are often handed on while a sequence moves: they are kept apart
@@ -12,6 +13,7 @@
 
 use lapidary_ops::{KV_BLOCK, KvLayout, KvType};
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 
 /// What the cache has to do before the next pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,8 +216,8 @@ impl Blocks {
     }
 
     /// How much of `tokens` is there already: whole blocks, and never all of them, so that there is
-    /// something to compute.
-    pub fn find(&self, space: Space, tokens: &[u32]) -> Match {
+    /// something to compute. None of `whole`, sorted ranges of them, is cut.
+    pub fn find(&self, space: Space, tokens: &[u32], whole: &[Range<usize>]) -> Match {
         let most = tokens.len().saturating_sub(1) / KV_BLOCK;
         let chain = self.walk(space, tokens, most);
         // For each group, how many blocks in a row end at the node before.
@@ -229,8 +231,12 @@ impl Blocks {
                     return self.weigh(&chain, best, known);
                 }
             }
+            let end = (i + 1) * KV_BLOCK;
+            if whole.iter().any(|r| r.start < end && end < r.end) {
+                continue;
+            }
             known = i + 1;
-            let needed = |g: &Group| known - sight(g.window, known * KV_BLOCK).min(known);
+            let needed = |g: &Group| known - sight(g.window, end).min(known);
             if runs.iter().zip(&self.groups).all(|(run, g)| *run >= needed(g)) {
                 best = known;
             }

@@ -28,6 +28,16 @@ pub struct EngineOptions {
     pub kv: KvType,
     /// Tokens of a sequence, prompt and answer.
     pub context: usize,
+    /// Rows of a picture at most: they go through one pass, whatever the budget. 0: the model does
+    /// not see.
+    pub picture_rows: usize,
+}
+
+impl EngineOptions {
+    /// Rows of one sequence in a pass at most.
+    pub fn chunk(&self) -> usize {
+        self.token_budget.max(self.picture_rows)
+    }
 }
 
 impl Default for EngineOptions {
@@ -39,6 +49,7 @@ impl Default for EngineOptions {
             max_queue: 1024,
             kv: KvType::F16,
             context: 8192,
+            picture_rows: 0,
         }
     }
 }
@@ -90,7 +101,7 @@ impl Plan {
         if info.prefix {
             return Err(PlanError::Prefix);
         }
-        let bytes = |tokens| info.kv.bytes(tokens, o.token_budget, o.kv);
+        let bytes = |tokens| info.kv.bytes(tokens, o.chunk(), o.kv);
         let needed = bytes(o.context);
         if needed > o.memory {
             // The largest context that fits, by halving.
@@ -104,7 +115,8 @@ impl Plan {
         }
         // Residual, normed and rotated rows, and two of a feed-forward layer of eight times the
         // width; then the logits, and their copy for the sampler.
-        let rows = o.token_budget.max(o.max_sequences) * info.width * 24;
+        // A picture comes on top of what is in the pass before it.
+        let rows = (o.token_budget + o.picture_rows).max(o.max_sequences) * info.width * 24;
         let logits = 2 * o.max_sequences * info.vocab;
         Ok(Self {
             weights,
@@ -374,8 +386,23 @@ impl Engine {
         if let Some(adapter) = r.adapter.filter(|a| *a >= self.adapters) {
             return Err(Refusal::UnknownAdapter { adapter, adapters: self.adapters });
         }
+        self.check_pictures(r)?;
         if r.kind == Kind::Generate {
             r.sampling.check().map_err(Refusal::Sampling)?;
+        }
+        Ok(())
+    }
+
+    fn check_pictures(&self, r: &Request) -> Result<(), Refusal> {
+        let most = self.options.picture_rows;
+        let mut next = 0;
+        for (index, p) in r.pictures.iter().enumerate() {
+            let rows = p.rows.len();
+            let in_place = next <= p.rows.start && p.rows.end <= r.prompt.len();
+            if rows == 0 || rows > most || !in_place || p.features.len() != rows * self.info.width {
+                return Err(Refusal::Picture { index, most });
+            }
+            next = p.rows.end;
         }
         Ok(())
     }

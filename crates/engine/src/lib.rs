@@ -24,6 +24,6 @@ pub use generate::{Event, Finish, Generation, Stops, generate};
 pub use pictures::{Gallery, PictureError, read_picture};
 pub use sampler::{LogProbabilities, Sampler};
 pub use sampling::{Sampling, SamplingError};
-pub use session::{Limits, Picture, Session, SessionError};
+pub use session::{Digest, Limits, Picture, Session, SessionError};
 pub use stop::{Answer, StopStrings};
 pub use text::Text;

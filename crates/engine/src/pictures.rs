@@ -122,7 +122,7 @@ impl Gallery {
             if !whole {
                 return Err(PictureError::Count { places: out.len(), pictures: pictures.len() });
             }
-            out.push(Picture { rows: start..start + rows, features: features.clone() });
+            out.push(Picture::new(start..start + rows, features.clone()));
             next = start + rows;
         }
         Ok(out)

@@ -2,6 +2,7 @@
 
 use crate::generate::Finish;
 use crate::sampling::{Sampling, SamplingError};
+use crate::session::Picture;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 pub struct Request {
     /// Token ids; at least one.
     pub prompt: Vec<u32>,
+    /// Pictures, which stand in the places of some of those; sorted and apart.
+    pub pictures: Vec<Picture>,
     /// What is wanted.
     pub kind: Kind,
     /// How tokens are chosen. The n-th choice depends on the seed, n and the logits alone.
@@ -61,6 +64,7 @@ impl Request {
     pub fn new(prompt: Vec<u32>, max_tokens: usize) -> Self {
         Self {
             prompt,
+            pictures: Vec::new(),
             kind: Kind::Generate,
             sampling: Sampling::default(),
             stop_ids: Vec::new(),
@@ -165,6 +169,14 @@ pub enum Refusal {
         /// How many there are.
         adapters: u32,
     },
+    /// Pictures overlap, lie outside of the prompt, have other rows than places, or more than a
+    /// pass was planned for.
+    Picture {
+        /// Which of them.
+        index: usize,
+        /// Rows that it may have.
+        most: usize,
+    },
     /// A sampling setting is out of its range.
     Sampling(SamplingError),
     /// Too many requests wait.
@@ -192,6 +204,14 @@ impl fmt::Display for Refusal {
             Refusal::UnknownAdapter { adapter, adapters } => {
                 write!(f, "there is no adapter {adapter}: the model was loaded with {adapters}")
             }
+            Refusal::Picture { index, most: 0 } => {
+                write!(f, "picture {index}: the model was started to read text alone")
+            }
+            Refusal::Picture { index, most } => write!(
+                f,
+                "picture {index} does not lie in the prompt by itself with a place for each of its \
+                 rows, {most} at most"
+            ),
             Refusal::Sampling(e) => e.fmt(f),
             Refusal::Busy { queued, limit } => {
                 write!(f, "{queued} requests wait already, of at most {limit}")

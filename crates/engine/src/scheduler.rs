@@ -5,8 +5,13 @@
 //! to prompts, chunk by chunk, and to requests that can start. Turns go by priority, then to the
 //! client that has had least, then by arrival. When memory is short the request whose turn would
 //! come last loses its blocks and is computed again later: invariant 3 says that it can't tell.
+//!
+//! The rows of a picture see each other: they go through one pass, even if they are more than the
+//! budget, and no prefix ends among them. All of them have the same token id, so in prefixes they
+//! stand by a name that is the picture's own: a number that no token id can be.
 
 use crate::blocks::{Blocks, Full, Held, Space};
+use crate::session::Digest;
 use lapidary_ops::KV_BLOCK;
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -21,6 +26,12 @@ pub(crate) struct Sequence {
     pub id: u64,
     /// Prompt and answer so far.
     pub tokens: Vec<u32>,
+    /// What they are called in prefixes: themselves, or the picture that they are rows of.
+    names: Vec<u32>,
+    /// Rows of pictures.
+    pictures: Vec<Range<usize>>,
+    /// Whether others may begin with what it has computed.
+    offered: bool,
     /// Tokens whose keys and values are there.
     pub computed: usize,
     /// Higher ones first.
@@ -36,12 +47,26 @@ pub(crate) struct Sequence {
     held: Held,
 }
 
+impl Sequence {
+    /// Where a chunk of `left` rows ends: not inside a picture.
+    fn chunk_end(&self, left: usize) -> usize {
+        let end = self.tokens.len().min(self.computed + left);
+        match self.pictures.iter().find(|p| p.start < end && end < p.end) {
+            Some(p) if p.start > self.computed => p.start,
+            Some(p) => p.end,
+            None => end,
+        }
+    }
+}
+
 /// A request that comes.
 pub(crate) struct New {
     /// As in [`Sequence`].
     pub id: u64,
     /// Its tokens.
     pub prompt: Vec<u32>,
+    /// Which of them are rows of which pictures; sorted and apart.
+    pub pictures: Vec<(Range<usize>, Digest)>,
     /// As in [`Sequence`].
     pub priority: i32,
     /// As in [`Sequence`].
@@ -80,11 +105,42 @@ impl Plan {
     }
 }
 
+/// Names of pictures. None is given twice, even if what it stood for is forgotten.
+#[derive(Default)]
+struct Names {
+    known: HashMap<Digest, u32>,
+    given: u32,
+}
+
+impl Names {
+    /// Token ids are below.
+    const FIRST: u32 = 1 << 31;
+    /// Pictures whose names are known at most: those before are not found again.
+    const MOST: usize = 1 << 14;
+
+    /// The name of a picture; `None` when there are no more.
+    fn of(&mut self, digest: Digest) -> Option<u32> {
+        if let Some(name) = self.known.get(&digest) {
+            return Some(*name);
+        }
+        let name = Self::FIRST.checked_add(self.given)?;
+        self.given += 1;
+        if self.known.len() >= Self::MOST {
+            self.known.clear();
+        }
+        self.known.insert(digest, name);
+        Some(name)
+    }
+}
+
 /// The requests and their blocks.
 pub(crate) struct Scheduler {
     /// Public to the batch, which makes the cache follow.
     pub blocks: Blocks,
     budget: usize,
+    /// Rows of one sequence in a pass at most.
+    chunk: usize,
+    names: Names,
     max_running: usize,
     waiting: Vec<Sequence>,
     running: Vec<Sequence>,
@@ -93,11 +149,14 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// No requests yet; at most `budget` rows a pass and `max_running` requests at once.
-    pub fn new(blocks: Blocks, budget: usize, max_running: usize) -> Self {
+    /// No requests yet; at most `budget` rows a pass and `max_running` requests at once, and
+    /// pictures of at most `picture` rows.
+    pub fn new(blocks: Blocks, budget: usize, max_running: usize, picture: usize) -> Self {
         Self {
             blocks,
             budget,
+            chunk: budget.max(picture),
+            names: Names::default(),
             // A running request may always have its row.
             max_running: max_running.min(budget),
             waiting: Vec::new(),
@@ -113,20 +172,30 @@ impl Scheduler {
 
     /// A new request.
     pub fn push(&mut self, new: New) {
-        let New { id, prompt, priority, client, reuse, space } = new;
+        let New { id, prompt, pictures, priority, client, reuse, space } = new;
         // A client that comes back does not get the turns that it did not want meanwhile.
         let least = self.served.values().copied().min().unwrap_or(0);
         self.served.entry(client).or_insert(least);
         let held = self.blocks.hold_nothing(space);
+        let (mut names, mut offered) = (prompt.clone(), true);
+        for (rows, digest) in &pictures {
+            match self.names.of(*digest) {
+                Some(name) => names[rows.clone()].fill(name),
+                None => offered = false,
+            }
+        }
         let (computed, count) = (0, prompt.len());
         let tokens = prompt;
         self.waiting.push(Sequence {
             id,
             tokens,
+            names,
+            pictures: pictures.into_iter().map(|p| p.0).collect(),
+            offered,
             computed,
             priority,
             client,
-            reuse,
+            reuse: reuse && offered,
             space,
             prompt: count,
             held,
@@ -159,6 +228,7 @@ impl Scheduler {
     pub fn append(&mut self, id: u64, token: u32) {
         if let Some(s) = self.running.iter_mut().find(|s| s.id == id) {
             s.tokens.push(token);
+            s.names.push(token);
         }
     }
 
@@ -187,10 +257,10 @@ impl Scheduler {
     /// turn is the last.
     fn add(&mut self, plan: &mut Plan, id: u64) {
         loop {
-            let left = self.budget - plan.rows();
+            let left = self.budget.saturating_sub(plan.rows());
             let Some(i) = self.running.iter().position(|s| s.id == id) else { return };
             let s = &mut self.running[i];
-            let end = s.tokens.len().min(s.computed + left);
+            let end = s.chunk_end(left);
             if s.computed == end {
                 return;
             }
@@ -253,7 +323,7 @@ impl Scheduler {
             // Victims are at the end of the list: `i` has not moved.
             let mut s = self.waiting.remove(i);
             if s.reuse {
-                s.held = self.blocks.reuse(s.space, &s.tokens, start / KV_BLOCK);
+                s.held = self.blocks.reuse(s.space, &s.names, start / KV_BLOCK);
                 s.held.keep(known);
                 s.held.keep(s.prompt / KV_BLOCK);
                 s.held.keep((s.prompt - 1) / KV_BLOCK);
@@ -270,7 +340,7 @@ impl Scheduler {
         if !s.reuse {
             return (0, 0);
         }
-        let found = self.blocks.find(s.space, &s.tokens);
+        let found = self.blocks.find(s.space, &s.names, &s.pictures);
         (found.blocks * KV_BLOCK, found.known)
     }
 
@@ -282,7 +352,7 @@ impl Scheduler {
             self.running.iter().filter(|r| r.tokens.len() - r.computed > 1 && r.space == s.space);
         s.reuse
             && prefilling.into_iter().any(|r| {
-                let same = r.tokens.iter().zip(&s.tokens).take_while(|(a, b)| a == b).count();
+                let same = r.names.iter().zip(&s.names).take_while(|(a, b)| a == b).count();
                 let same = same.min(most) / KV_BLOCK * KV_BLOCK;
                 same > start && same > r.computed
             })
@@ -296,8 +366,9 @@ impl Scheduler {
             return true;
         }
         let s = &self.waiting[i];
-        let idle = if s.reuse { self.blocks.find(s.space, &s.tokens).idle_bytes } else { 0 };
-        let needs = self.blocks.needs(start, s.tokens.len() + 1, self.budget) + idle;
+        let find = || self.blocks.find(s.space, &s.names, &s.pictures);
+        let idle = if s.reuse { find().idle_bytes } else { 0 };
+        let needs = self.blocks.needs(start, s.tokens.len() + 1, self.chunk) + idle;
         let soon = self.running.len() * self.blocks.step_bytes();
         self.running.len() < self.max_running && self.blocks.has_room(needs + soon)
     }
@@ -315,7 +386,9 @@ impl Scheduler {
         for part in &plan.parts {
             let Some(s) = self.running.iter_mut().find(|s| s.id == part.id) else { continue };
             s.computed = part.tokens.end;
-            self.blocks.publish(&mut s.held, &s.tokens, s.computed);
+            if s.offered {
+                self.blocks.publish(&mut s.held, &s.names, s.computed);
+            }
             let new = part.tokens.end.saturating_sub(part.tokens.start.max(s.prompt)) as u64;
             let cost = (part.tokens.len() as u64 - new) + NEW_TOKEN * new;
             *self.served.entry(s.client).or_default() += cost;

@@ -4,6 +4,7 @@ use crate::batch;
 use crate::blocks::{Blocks, Full, Held, Space};
 use lapidary_model::Model;
 use lapidary_ops::{KvCache, KvLayout, KvType, Media, Ops, OutOfMemory, Rows, Span};
+use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -78,6 +79,37 @@ pub struct Picture {
     pub rows: Range<usize>,
     /// Their embeddings, row by row.
     pub features: Arc<Vec<f32>>,
+    /// What tells it from others.
+    pub digest: Digest,
+}
+
+/// SHA-256 of a picture's embeddings: all that a model sees of it.
+pub type Digest = [u8; 32];
+
+impl Picture {
+    /// The picture whose embeddings stand in these rows.
+    pub fn new(rows: Range<usize>, features: Arc<Vec<f32>>) -> Self {
+        let mut hash = Sha256::new();
+        for part in features.chunks(1024) {
+            let bytes: Vec<u8> = part.iter().flat_map(|x| x.to_le_bytes()).collect();
+            hash.update(bytes);
+        }
+        Self { rows, features, digest: hash.finalize().into() }
+    }
+
+    /// Puts what of it lies at `positions` of its sequence into the rows of a batch, of which
+    /// `first` is that at the first of the positions.
+    pub(crate) fn lay(&self, positions: &Range<usize>, first: usize, rows: &mut Rows) {
+        let inside = self.rows.start.max(positions.start)..self.rows.end.min(positions.end);
+        if inside.is_empty() {
+            return;
+        }
+        let at = |position: usize| position - positions.start + first;
+        let range = at(inside.start)..at(inside.end);
+        rows.together.push(range.clone());
+        let (features, from) = (self.features.clone(), inside.start - self.rows.start);
+        rows.media.push(Media { rows: range, features, first: from });
+    }
 }
 
 impl Session {
@@ -216,15 +248,8 @@ impl Session {
         extended.map_err(|Full| SessionError::OutOfMemory(OutOfMemory(self.cache.bytes())))?;
         let span = Span { rows: 0..ids.len(), position, tables: self.held.tables() };
         let mut rows = Rows::new(ids.to_vec(), vec![span]);
-        for p in &self.pictures {
-            let inside = p.rows.start.max(position)..p.rows.end.min(position + ids.len());
-            if !inside.is_empty() {
-                let at = inside.start - position..inside.end - position;
-                rows.together.push(at.clone());
-                let (features, first) = (p.features.clone(), inside.start - p.rows.start);
-                rows.media.push(Media { rows: at, features, first });
-            }
-        }
+        let positions = position..position + ids.len();
+        self.pictures.iter().for_each(|p| p.lay(&positions, 0, &mut rows));
         Ok(rows)
     }
 }

@@ -7,7 +7,7 @@ use crate::generate::Finish;
 use crate::request::{Canceller, Event, Kind, Pooling, Request, Sink, Summary, Timings};
 use crate::sampler::{LogProbabilities, Sampler};
 use crate::scheduler::{New, Part, Plan, Scheduler};
-use lapidary_ops::{KvCache, OutOfMemory};
+use lapidary_ops::{KvCache, OutOfMemory, Rows};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -56,7 +56,12 @@ impl Worker {
         let blocks = Blocks::new(layout, options.kv, options.memory);
         Self {
             cache: KvCache::new(layout, options.kv),
-            scheduler: Scheduler::new(blocks, options.token_budget, options.max_sequences),
+            scheduler: Scheduler::new(
+                blocks,
+                options.token_budget,
+                options.max_sequences,
+                options.picture_rows,
+            ),
             parts,
             options,
             live: BTreeMap::new(),
@@ -95,7 +100,8 @@ impl Worker {
         let prompt = request.prompt.clone();
         let (priority, client) = (request.priority, request.client);
         let space = Space { adapter: request.adapter, owner: request.owner };
-        self.scheduler.push(New { id, prompt, priority, client, reuse, space });
+        let pictures = request.pictures.iter().map(|p| (p.rows.clone(), p.digest)).collect();
+        self.scheduler.push(New { id, prompt, pictures, priority, client, reuse, space });
         let live = Live {
             request,
             sink,
@@ -151,7 +157,7 @@ impl Worker {
         }
         batch::follow(&mut self.cache, &mut self.scheduler.blocks)?;
         let (logits, states) = self.wanted(&plan);
-        let rows = batch::rows(&plan, &self.scheduler);
+        let rows = self.rows(&plan);
         let adapters = (self.parts.adapters > 0).then(|| self.adapters(&plan));
         let compute = Instant::now();
         let (model, ops) = (&*self.parts.model, &mut *self.parts.ops);
@@ -198,6 +204,18 @@ impl Worker {
                 l.preempted += 1;
             }
         }
+    }
+
+    /// The rows of all parts, with what stands for pictures.
+    fn rows(&self, plan: &Plan) -> Rows {
+        let mut rows = batch::rows(plan, &self.scheduler);
+        let mut first = 0;
+        for part in &plan.parts {
+            let pictures = self.live.get(&part.id).map_or(&[][..], |l| &l.request.pictures);
+            pictures.iter().for_each(|p| p.lay(&part.tokens, first, &mut rows));
+            first += part.tokens.len();
+        }
+        rows
     }
 
     /// The rows whose logits are wanted, and those whose states are.

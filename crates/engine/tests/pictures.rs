@@ -2,9 +2,13 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use lapidary_engine::{Limits, Picture, Sampler, Sampling, Session, Stops, generate, read_picture};
+use lapidary_engine::request::{Event, Refusal, Request, Ticket};
+use lapidary_engine::{
+    Engine, EngineOptions, Limits, LogProbabilities, Parts, Picture, Sampler, Sampling, Session,
+    Stops, generate, read_picture,
+};
 use lapidary_formats::{Checkpoint, safetensors};
-use lapidary_model::{Patches, load, load_vision};
+use lapidary_model::{Patches, load, load_vision, picture_rows};
 use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -149,6 +153,11 @@ fn towers_see_what_the_references_see() {
             let mut features = Vec::new();
             for p in patches(&golden, "image", patch_side(&dir)) {
                 let got = eyes.vision.encode(&mut cpu, &p);
+                let most = picture_rows(&checkpoint).unwrap_or_else(|e| panic!("{e}"));
+                assert!(
+                    most.is_some_and(|most| got.len() <= most * eyes.width),
+                    "{name}: {most:?}"
+                );
                 features.extend(got);
             }
             if golden.0.contains_key("image.vision_last_hidden") {
@@ -172,7 +181,7 @@ fn pictures(ids: &[u32], placeholder: u32, features: &[f32], width: usize) -> Ve
         let rows = ids[at..].iter().take_while(|id| **id == placeholder).count();
         if rows > 0 {
             let part = features[used * width..(used + rows) * width].to_vec();
-            out.push(Picture { rows: at..at + rows, features: Arc::new(part) });
+            out.push(Picture::new(at..at + rows, Arc::new(part)));
             used += rows;
         }
         at += rows.max(1);
@@ -257,9 +266,9 @@ fn prompts_with_pictures_give_the_references_logits_and_tokens() {
             assert_eq!(greedy, want, "{name} {of} {chunk}");
             // Another picture in the same place: nothing of the first one is taken over.
             let other: Vec<Picture> = (shown.iter().cloned())
-                .map(|p| Picture {
-                    features: Arc::new(p.features.iter().map(|x| -x).collect()),
-                    ..p
+                .map(|p| {
+                    let negated = p.features.iter().map(|x| -x).collect();
+                    Picture::new(p.rows, Arc::new(negated))
                 })
                 .collect();
             session.show(other);
@@ -316,4 +325,164 @@ fn pictures_are_prepared_as_the_references_do() {
         let cut = &url[..url.len() / 2];
         assert!(read_picture(cut).is_err());
     }
+}
+
+/// Tokens with the bits of their log-probabilities.
+type Shown = Vec<(u32, u32)>;
+
+/// A fixture as the plain loop and the engine run it.
+struct Sighted {
+    checkpoint: Checkpoint,
+    golden: Golden,
+    ids: Vec<u32>,
+    pictures: Vec<Picture>,
+    rows: usize,
+}
+
+const KV: KvType = KvType::F32;
+
+impl Sighted {
+    fn open(dir: &Path, of: &str) -> Self {
+        let golden = Golden::open(&dir.join("golden.safetensors"));
+        let checkpoint = Checkpoint::open(dir).unwrap_or_else(|e| panic!("{e}"));
+        let mut cpu = device();
+        let eyes = load_vision(&checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}")).unwrap();
+        let mut features = Vec::new();
+        for p in patches(&golden, of, patch_side(dir)) {
+            features.extend(eyes.vision.encode(&mut cpu, &p));
+        }
+        let ids = golden.ids(&format!("{of}.input_ids"));
+        let pictures = pictures(&ids, eyes.placeholder, &features, eyes.width);
+        let rows = picture_rows(&checkpoint).unwrap_or_else(|e| panic!("{e}")).unwrap();
+        Self { checkpoint, golden, ids, pictures, rows }
+    }
+
+    /// The golden's prompt between other tokens, with what it shows multiplied by `factor`.
+    fn long(&self, factor: f32) -> Request {
+        let text = |n: u32| (0..n).map(|i| 100 + i * 7 % 90);
+        let prompt = text(40).chain(self.ids.iter().copied()).chain(text(50)).collect();
+        let moved = self.pictures.iter().map(|p| {
+            let features = p.features.iter().map(|x| x * factor).collect();
+            Picture::new(p.rows.start + 40..p.rows.end + 40, Arc::new(features))
+        });
+        Request { pictures: moved.collect(), ..request(prompt, 12) }
+    }
+
+    fn plain(&self, request: &Request) -> Shown {
+        let mut cpu = device();
+        let model = load(&self.checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}")).model;
+        let info = model.info();
+        let limits = Limits { context: info.context, chunk: 512, kv: KV };
+        let mut session = Session::new(&info.kv, limits);
+        session.show(request.pictures.clone());
+        let mut ids = request.prompt.clone();
+        let mut shown = Vec::new();
+        while shown.len() < request.max_tokens {
+            let logits = session.extend(&*model, &mut cpu, &ids, false);
+            let logits = logits.unwrap_or_else(|e| panic!("{e}"));
+            let log = LogProbabilities::new(&logits);
+            let (id, _) = log.top(1)[0];
+            shown.push((id, log.of(id).to_bits()));
+            ids = vec![id];
+        }
+        shown
+    }
+
+    fn engine(&self, budget: usize, spare: usize) -> Engine {
+        let mut cpu = device();
+        let model = load(&self.checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}")).model;
+        let info = model.info();
+        let options = EngineOptions {
+            token_budget: budget,
+            kv: KV,
+            context: 160,
+            picture_rows: self.rows,
+            ..EngineOptions::default()
+        };
+        let memory = info.kv.bytes(options.context, options.chunk(), KV) + spare;
+        let parts = Parts { model, ops: Box::new(cpu), weight_bytes: 0, adapters: 0 };
+        let engine = Engine::start(parts, EngineOptions { memory, ..options });
+        engine.unwrap_or_else(|e| panic!("{e}"))
+    }
+}
+
+fn device() -> Cpu {
+    Cpu::new(Isa::detect(), Arc::new(Pool::new(2)), Precision::Exact)
+}
+
+fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
+    Request { logprobs: Some(0), ..Request::new(prompt, max_tokens) }
+}
+
+fn submit(engine: &Engine, request: &Request) -> Ticket {
+    engine.submit(request.clone()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// What a request gave, and how much of its prompt was found in the cache.
+fn heard(ticket: &Ticket) -> (Shown, usize) {
+    let mut shown = Vec::new();
+    loop {
+        match ticket.recv().unwrap() {
+            Event::Token { id, logprob, .. } => shown.push((id, logprob.unwrap().to_bits())),
+            Event::Done(summary) => return (shown, summary.reused),
+            Event::Failed(e) => panic!("{e}"),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn the_engine_sees_what_the_plain_loop_sees_whatever_else_it_does() {
+    let Some(dir) = fixtures() else { return };
+    for (name, of) in [("gemma3", "two_images"), ("gemma4_e2b", "image"), ("gemma4_31b", "image")] {
+        let sighted = Sighted::open(&dir.join("models").join(name), of);
+        let golden =
+            Request { pictures: sighted.pictures.clone(), ..request(sighted.ids.clone(), 32) };
+        let (first, other) = (sighted.long(1.0), sighted.long(-1.0));
+        let blind = Request { pictures: vec![], ..first.clone() };
+        let requests = [golden, first, other, blind];
+        let want: Vec<Shown> = requests.iter().map(|r| sighted.plain(r)).collect();
+        let ids: Vec<u32> = want[0].iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids, sighted.golden.ids(&format!("{of}.greedy_ids")), "{name}");
+        assert!(want[1] != want[2] && want[2] != want[3] && want[1] != want[3], "{name}");
+        // Together, in small and large passes, with room for all of them and for hardly one.
+        for (budget, spare) in [(256, 1 << 24), (7, 1 << 24), (16, 0)] {
+            let engine = sighted.engine(budget, spare);
+            let tickets: Vec<Ticket> =
+                (0..8).map(|i| submit(&engine, &requests[i * 3 % 4])).collect();
+            for (i, ticket) in tickets.iter().enumerate() {
+                assert_eq!(heard(ticket).0, want[i * 3 % 4], "{name} {budget} {i}");
+            }
+        }
+        // One after another: the text before the first picture is the same, and then all that
+        // follows only behind the same pictures.
+        let engine = sighted.engine(64, 1 << 24);
+        for (i, reused) in [(1, 0), (2, 32), (3, 32), (1, 96), (2, 96), (3, 96)] {
+            assert_eq!(heard(&submit(&engine, &requests[i])), (want[i].clone(), reused), "{name}");
+        }
+    }
+}
+
+#[test]
+fn pictures_out_of_place_are_refused() {
+    let Some(dir) = fixtures() else { return };
+    let sighted = Sighted::open(&dir.join("models/gemma3"), "image");
+    let engine = sighted.engine(64, 0);
+    let good = sighted.long(1.0);
+    let picture = &good.pictures[0];
+    let moved = |rows| Picture::new(rows, picture.features.clone());
+    let (start, len) = (picture.rows.start, picture.rows.len());
+    let none = Picture::new(5..5, Arc::default());
+    let large = Arc::new(picture.features.repeat(2));
+    for pictures in [
+        vec![moved(start..start + len - 1)],
+        vec![moved(good.prompt.len() - 3..good.prompt.len() - 3 + len)],
+        vec![moved(9..9 + len), moved(8 + len..8 + 2 * len)],
+        vec![none],
+        vec![Picture::new(start..start + 2 * len, large)],
+    ] {
+        let bad = Request { pictures, ..good.clone() };
+        assert!(matches!(engine.submit(bad), Err(Refusal::Picture { .. })));
+    }
+    assert!(engine.submit(good).is_ok());
 }

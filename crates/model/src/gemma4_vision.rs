@@ -5,12 +5,12 @@
 //! whose heads turn by columns and by rows, and which pools squares of patches. 12B has none: each
 //! patch is projected as it is.
 
-use crate::load::{NormOffset, Weights};
+use crate::load::{NormOffset, Weights, image_tokens};
 use crate::pixels::{Filter, Patches, fill, patches, resize};
 use crate::settings::{self, Settings};
 use crate::siglip::squares;
 use crate::vision::Vision;
-use lapidary_formats::{Result, Rgb};
+use lapidary_formats::{Checkpoint, Config, Result, Rgb};
 use lapidary_ops::{
     Activation, AttentionSpec, KvLayout, Linear, Ops, Rope, RopePairs, Rows, Tensor, Vector, Weight,
 };
@@ -84,14 +84,17 @@ struct Clipped {
 }
 
 /// Rows of a picture at most: the processor's word goes before the model's.
-fn budget(s: &Settings, w: &Weights) -> Result<usize> {
+pub(crate) fn most_rows(checkpoint: &Checkpoint, root: &Config) -> Result<usize> {
     let key = "vision_soft_tokens_per_image";
-    let own = s.root().map(|r| r.opt_usize(key)).transpose()?.flatten();
-    let tokens = w.image_tokens()?.or(own).unwrap_or(BUDGET);
+    let tokens = image_tokens(checkpoint)?.or(root.opt_usize(key)?).unwrap_or(BUDGET);
     match tokens {
         1..=1120 => Ok(tokens),
-        _ => Err(s.error(key, format!("{tokens} is not between 1 and 1120"))),
+        _ => Err(root.wrong(key, format!("{tokens} is not between 1 and 1120"))),
     }
+}
+
+fn budget(s: &Settings, w: &Weights) -> Result<usize> {
+    s.root().map_or(Ok(BUDGET), |root| most_rows(w.checkpoint, root))
 }
 
 /// The tower of E2B, E4B, 26B-A4B and 31B.

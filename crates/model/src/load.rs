@@ -43,7 +43,7 @@ pub struct AdapterFactors {
 
 /// A checkpoint's tensors on their way to a device.
 pub struct Weights<'a> {
-    checkpoint: &'a Checkpoint,
+    pub(crate) checkpoint: &'a Checkpoint,
     ops: &'a mut dyn Ops,
     adapters: &'a [Adapters],
     adapted: HashSet<(u32, String)>,
@@ -108,22 +108,6 @@ impl<'a> Weights<'a> {
         let out = f(self);
         self.prefix = prefix;
         out
-    }
-
-    /// `max_soft_tokens` of processor_config.json, where there is one.
-    pub fn image_tokens(&self) -> Result<Option<usize>> {
-        let Source::Hf { dir, .. } = self.checkpoint.source() else { return Ok(None) };
-        let file = dir.join("processor_config.json");
-        if !file.is_file() {
-            return Ok(None);
-        }
-        let value = lapidary_formats::json::read_object(&file)?;
-        let name = file.display().to_string();
-        let config = lapidary_formats::Config::new(&name, &value)?;
-        match config.opt_object("image_processor")? {
-            Some(image) => image.opt_usize("max_soft_tokens"),
-            None => Ok(None),
-        }
     }
 
     /// Names of tensors (parts of them) that are there for good reason and not used.
@@ -523,6 +507,25 @@ fn transpose(bytes: &[u8], size: usize, width: usize, columns: std::ops::Range<u
         }
     }
     out
+}
+
+/// `max_soft_tokens` of processor_config.json, where there is one.
+///
+/// # Errors
+/// If the file is damaged.
+pub fn image_tokens(checkpoint: &Checkpoint) -> Result<Option<usize>> {
+    let Source::Hf { dir, .. } = checkpoint.source() else { return Ok(None) };
+    let file = dir.join("processor_config.json");
+    if !file.is_file() {
+        return Ok(None);
+    }
+    let value = lapidary_formats::json::read_object(&file)?;
+    let name = file.display().to_string();
+    let config = lapidary_formats::Config::new(&name, &value)?;
+    match config.opt_object("image_processor")? {
+        Some(image) => image.opt_usize("max_soft_tokens"),
+        None => Ok(None),
+    }
 }
 
 /// The kernels' name of a file's type.

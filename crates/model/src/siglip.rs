@@ -130,10 +130,13 @@ fn tower(
     }))
 }
 
+/// Rows of a picture, unless the checkpoint says otherwise.
+pub(crate) const TOKENS: usize = 256;
+
 /// Patches a side of what becomes one row: `mm_tokens_per_image` rows of `grid` x `grid` patches.
 fn pool(s: &Settings, grid: usize) -> Result<usize> {
     let key = "mm_tokens_per_image";
-    let tokens = s.root().map(|r| r.opt_usize(key)).transpose()?.flatten().unwrap_or(256);
+    let tokens = s.root().map(|r| r.opt_usize(key)).transpose()?.flatten().unwrap_or(TOKENS);
     let side = tokens.isqrt();
     if side == 0 || side * side != tokens || !grid.is_multiple_of(side) {
         return Err(s.error(key, format!("{tokens} tokens of {grid} x {grid} patches")));

@@ -31,6 +31,27 @@ pub struct Eyes {
     pub width: usize,
 }
 
+/// Rows of a picture at most, from the settings alone; `None` if [`load_vision`] finds no tower.
+///
+/// # Errors
+/// If a setting is missing or of the wrong type.
+pub fn picture_rows(checkpoint: &Checkpoint) -> Result<Option<usize>> {
+    let settings = Settings::new(checkpoint)?;
+    let Some(root) = settings.root().cloned() else { return Ok(None) };
+    let Some(vision) = root.opt_object("vision_config")? else { return Ok(None) };
+    let architecture = settings.architecture();
+    Ok(match architecture {
+        "gemma3" => Some(root.opt_usize("mm_tokens_per_image")?.unwrap_or(siglip::TOKENS)),
+        "paligemma" => {
+            let s = Settings::Hf { text: vision, root, architecture, defaults: siglip::DEFAULTS };
+            let side = s.count("image_size", "", 1..=4096)?;
+            Some((side / s.count("patch_size", "", 1..=256)?).pow(2))
+        }
+        "gemma4" | "gemma4_unified" => Some(gemma4_vision::most_rows(checkpoint, &root)?),
+        _ => None,
+    })
+}
+
 /// Loads the vision tower of `checkpoint`; `None` if it has none.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use crate::job::{Job, Prompt};
 use crate::metrics::Metrics;
 use crate::model::Model;
 use lapidary_engine::request::{Canceller, Event, Refusal, Request, Summary, Timings};
-use lapidary_engine::{Answer, Finish, StopStrings};
+use lapidary_engine::{Answer, Finish, Picture, StopStrings};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -143,19 +143,25 @@ pub async fn start(
 ) -> Result<Answers, Failure> {
     let engine = model.engine()?;
     let seed = model.fresh_seed();
-    let prompts = encode(model, jobs.iter().map(|j| j.prompt.clone()).collect()).await?;
+    let prompts = jobs.iter().map(|j| j.prompt.clone()).collect();
+    let late = |_| {
+        let message = "the pictures were not looked at in the time that an answer may take";
+        Failure::new(Kind::Timeout, message)
+    };
+    let encoded = encode(model, terms.client, prompts);
+    let prompts = tokio::time::timeout_at(terms.deadline.into(), encoded).await.map_err(late)??;
     let (sender, parts) = mpsc::channel(32);
     let mut usage = Usage::default();
     let mut answers = Answers { parts, tasks: Vec::new(), usage, seed, choices: 0 };
     for (job, prompt) in jobs.iter().zip(prompts) {
-        usage.prompt += prompt.len();
+        usage.prompt += prompt.ids.len();
         for number in 0..job.choices {
             let mut sampling = job.settings.over(&model.text.defaults, seed)?;
             if answers.choices == 0 {
                 answers.seed = sampling.seed;
             }
             sampling.seed = sampling.seed.wrapping_add(number as u64);
-            let room = engine.options().context.saturating_sub(prompt.len()).max(1);
+            let room = engine.options().context.saturating_sub(prompt.ids.len()).max(1);
             let request = Request {
                 sampling,
                 stop_ids: model.text.stops.clone(),
@@ -164,7 +170,8 @@ pub async fn start(
                 owner: terms.client,
                 client: terms.client,
                 deadline: Some(terms.deadline),
-                ..Request::new(prompt.clone(), job.max_tokens.unwrap_or(room).min(room))
+                pictures: prompt.pictures.clone(),
+                ..Request::new(prompt.ids.clone(), job.max_tokens.unwrap_or(room).min(room))
             };
             let (sink, events) = mpsc::unbounded_channel();
             let submitted = Instant::now();
@@ -204,37 +211,80 @@ pub fn refused(refusal: &Refusal) -> Failure {
     Failure::new(kind, refusal.to_string())
 }
 
-/// The tokens of prompts.
+/// A prompt as the engine takes it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Encoded {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Which of them stand for which pictures.
+    pub pictures: Vec<Picture>,
+}
+
+impl Encoded {
+    /// Tokens that stand for pictures.
+    pub fn seen(&self) -> usize {
+        self.pictures.iter().map(|p| p.rows.len()).sum()
+    }
+}
+
+/// The tokens of prompts of `owner`.
 ///
 /// # Errors
-/// If the model has no chat template, or it refuses a conversation.
-pub async fn encode(model: &Arc<Model>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, Failure> {
+/// If the model has no chat template, or it refuses a conversation; if a picture can't be read, or
+/// the model can't see.
+pub async fn encode(
+    model: &Arc<Model>,
+    owner: u64,
+    prompts: Vec<Prompt>,
+) -> Result<Vec<Encoded>, Failure> {
+    let mut seen = Vec::with_capacity(prompts.len());
+    for prompt in &prompts {
+        let images = match prompt {
+            Prompt::Chat(c) => &c.images[..],
+            _ => &[],
+        };
+        seen.push(match (images.first(), &model.sight) {
+            (None, _) => Vec::new(),
+            (Some(_), Some(sight)) => sight.look(owner, images.to_vec()).await?,
+            (Some(image), None) => {
+                let message = format!("{} reads text alone: it can't see pictures", model.name);
+                return Err(Failure::field(&image.field, message));
+            }
+        });
+    }
     let words = model.clone();
-    let work = move || prompts.iter().map(|p| prompt(&words, p)).collect();
+    let work = move || prompts.iter().zip(&seen).map(|(p, s)| prompt(&words, p, s)).collect();
     model.aside(work).await?
 }
 
-/// The tokens of a prompt.
-fn prompt(model: &Model, prompt: &Prompt) -> Result<Vec<u32>, Failure> {
-    match prompt {
-        Prompt::Ids(ids) => Ok(ids.clone()),
-        Prompt::Text(text) => Ok(model.text.encode_plain(text)),
-        Prompt::Chat(messages) => {
-            let now = crate::clock::seconds();
-            let wrong = |e: lapidary_formats::FormatError| Failure::invalid(e.to_string());
-            let (turns, begun) = match messages.split_last() {
-                Some((last, turns)) if last.role == "assistant" => (turns, last.content.as_str()),
-                _ => (&messages[..], None),
-            };
-            let mut rendered = model.text.render(turns, true, now).map_err(wrong)?;
-            if let Some(begun) = begun {
-                let start = rendered.text.len();
-                rendered.text.push_str(begun);
-                rendered.literal.push(start..rendered.text.len());
-            }
-            Ok(model.text.encode_rendered(&rendered))
-        }
+/// The tokens of a prompt that shows what was `seen`.
+fn prompt(model: &Model, prompt: &Prompt, seen: &[Arc<Vec<f32>>]) -> Result<Encoded, Failure> {
+    let plain = |ids| Encoded { ids, pictures: Vec::new() };
+    let messages = match prompt {
+        Prompt::Ids(ids) => return Ok(plain(ids.clone())),
+        Prompt::Text(text) => return Ok(plain(model.text.encode_plain(text))),
+        Prompt::Chat(c) => &c.messages[..],
+    };
+    let now = crate::clock::seconds();
+    let wrong = |e: lapidary_formats::FormatError| Failure::invalid(e.to_string());
+    let (turns, begun) = match messages.split_last() {
+        Some((last, turns)) if last.role == "assistant" => (turns, last.content.as_str()),
+        _ => (messages, None),
+    };
+    let mut rendered = model.text.render(turns, true, now).map_err(wrong)?;
+    if let Some(begun) = begun {
+        let start = rendered.text.len();
+        rendered.text.push_str(begun);
+        rendered.literal.push(start..rendered.text.len());
     }
+    let Some(sight) = model.sight.as_ref().filter(|_| !seen.is_empty()) else {
+        return Ok(plain(model.text.encode_rendered(&rendered)));
+    };
+    let wrong = |e: lapidary_engine::PictureError| Failure::invalid(e.to_string());
+    let rendered = sight.gallery.hang(&rendered, seen, &model.text.tokenizer).map_err(wrong)?;
+    let ids = model.text.encode_rendered(&rendered);
+    let pictures = sight.gallery.places(&ids, seen).map_err(wrong)?;
+    Ok(Encoded { ids, pictures })
 }
 
 /// The task that follows one choice.

@@ -51,7 +51,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             lenient: false,
-            body: 4 << 20,
+            body: 16 << 20,
             body_time: Duration::from_secs(30),
             head_time: Duration::from_secs(30),
             write_time: Duration::from_secs(60),

@@ -41,7 +41,8 @@ pub async fn embed(
     if dimensions.is_some_and(|d| d == 0 || d > width) {
         return Err(Failure::invalid(format!("this model's vectors have 1 to {width} dimensions")));
     }
-    let prompts = answer::encode(model, texts).await?;
+    let prompts = answer::encode(model, terms.client, texts).await?;
+    let prompts: Vec<Vec<u32>> = prompts.into_iter().map(|p| p.ids).collect();
     match model.vectors() {
         Some(made) => by_embedder(made, &prompts, dimensions, terms).await,
         None => pooled(model, &prompts, dimensions, terms).await,

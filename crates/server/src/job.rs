@@ -1,9 +1,13 @@
 //! What every dialect's request becomes: a prompt, settings, and limits.
 
 use crate::failure::Failure;
+use crate::pictures::Conversation;
 use lapidary_engine::Sampling;
-use lapidary_formats::chat::Message;
-use serde::Deserialize;
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::fmt;
+use std::marker::PhantomData;
 use utoipa::ToSchema;
 
 /// Text to be continued.
@@ -11,7 +15,7 @@ use utoipa::ToSchema;
 pub enum Prompt {
     /// A conversation, in the model's template. When its last turn is the assistant's, that turn is
     /// continued.
-    Chat(Vec<Message>),
+    Chat(Conversation),
     /// Plain text, in which nothing is a control token.
     Text(String),
     /// Token ids.
@@ -125,6 +129,44 @@ impl<T> OneOrMany<T> {
             OneOrMany::Many(many) => many,
         }
     }
+}
+
+/// A text, or an array of parts.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a string or an array of parts")]
+pub enum Said<P> {
+    /// Text.
+    Text(String),
+    /// Parts.
+    Parts(Vec<P>),
+}
+
+/// Reads a [`Said`] so that errors name the part: of an untagged type they could not.
+///
+/// # Errors
+/// If it is neither, or a part is wrong.
+pub fn said<'de, D: Deserializer<'de>, P: Deserialize<'de>>(d: D) -> Result<Said<P>, D::Error> {
+    struct Either<P>(PhantomData<P>);
+    impl<'de, P: Deserialize<'de>> Visitor<'de> for Either<P> {
+        type Value = Said<P>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string or an array of parts")
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<Said<P>, E> {
+            Ok(Said::Text(text.to_owned()))
+        }
+
+        fn visit_string<E>(self, text: String) -> Result<Said<P>, E> {
+            Ok(Said::Text(text))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, parts: A) -> Result<Said<P>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(parts)).map(Said::Parts)
+        }
+    }
+    d.deserialize_any(Either(PhantomData))
 }
 
 /// Stop strings of a request, checked.

@@ -20,6 +20,7 @@ pub mod openai;
 pub mod openapi;
 pub mod own;
 pub mod page;
+pub mod pictures;
 pub mod reference;
 pub mod registry;
 pub mod serve;

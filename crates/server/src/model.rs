@@ -1,6 +1,7 @@
 //! A model that serves: its words, its engine, and what is known of it.
 
 use crate::failure::{Failure, Kind};
+use crate::pictures::{SEEN_BYTES, Sight};
 use lapidary_engine::{Embedder, Engine, EngineOptions, Parts, Plan, PlanError, Text};
 use lapidary_formats::{Checkpoint, Source};
 use lapidary_model::{Adapters, Info};
@@ -89,6 +90,8 @@ pub struct Card {
     pub digest: String,
     /// Whether it has a chat template.
     pub chats: bool,
+    /// Rows of a picture at most; 0: it reads text alone.
+    pub picture_rows: usize,
     /// Bytes that it is to have for keys and values.
     pub kv_bytes: u64,
     info: Info,
@@ -97,7 +100,7 @@ pub struct Card {
 /// What a loaded model does.
 enum Work {
     /// It continues texts; others get pooled hidden states of it as vectors.
-    Text(Engine),
+    Text(Box<Engine>),
     /// It makes vectors, and nothing else.
     Vectors(Arc<Vectors>),
 }
@@ -117,6 +120,8 @@ pub struct Model {
     /// Tokenizer, template, stops, recommended sampling.
     pub text: Arc<Text>,
     work: Work,
+    /// What looks at pictures, if it can.
+    pub sight: Option<Arc<Sight>>,
     /// The number of the adapter.
     pub adapter: Option<u32>,
     /// What is known of it.
@@ -167,6 +172,7 @@ impl Machine {
             max_queue: self.max_queue,
             kv: self.kv,
             context: card.context,
+            picture_rows: card.picture_rows,
         }
     }
 }
@@ -200,6 +206,7 @@ impl Card {
             modified: origin.modified(),
             digest: digest(&checkpoint),
             chats: text.template.is_some() && !info.encoder,
+            picture_rows: lapidary_model::picture_rows(&checkpoint)?.unwrap_or(0),
             kv_bytes: if info.encoder {
                 encoder_bytes(&info, context)
             } else {
@@ -226,9 +233,14 @@ impl Card {
         Plan::new(&self.info, self.weight_bytes as usize, &machine.options(self)).map(drop)
     }
 
-    /// Bytes that it needs in memory: weights, keys and values.
+    /// Bytes that it needs in memory: weights, keys and values, and what it has seen.
     pub fn memory(&self) -> u64 {
-        self.weight_bytes + self.kv_bytes
+        self.weight_bytes + self.kv_bytes + if self.sees() { SEEN_BYTES as u64 } else { 0 }
+    }
+
+    /// Whether pictures can be shown to it.
+    pub fn sees(&self) -> bool {
+        self.picture_rows > 0 && self.chats
     }
 
     /// Whether it continues texts; otherwise it makes vectors.
@@ -327,16 +339,21 @@ impl Model {
     ) -> Result<Vec<Arc<Self>>> {
         let checkpoint = origin.open(name)?;
         let text = Arc::new(Text::open(&checkpoint)?);
-        let mut cpu =
-            Cpu::new(machine.isa, Arc::new(Pool::new(machine.threads)), machine.precision);
+        let pool = Arc::new(Pool::new(machine.threads));
+        let mut cpu = Cpu::new(machine.isa, pool.clone(), machine.precision);
         let warn = |note: &str| tracing::warn!(model = name, "{note}");
         let aside = Arc::new(Semaphore::new(ASIDE));
+        let sight = match card.sees() {
+            true => Sight::open(&checkpoint, Cpu::new(machine.isa, pool, machine.precision))?,
+            false => None,
+        };
+        let sight = sight.map(Arc::new);
         let model = |name: String, work, card: &Card, adapter| {
             let seeds = AtomicU64::new(crate::clock::nanoseconds());
-            let (text, aside) = (text.clone(), aside.clone());
+            let (text, aside, sight) = (text.clone(), aside.clone(), sight.clone());
             let fingerprint = fingerprint(card, machine);
             let card = card.clone();
-            Arc::new(Self { name, text, work, adapter, card, fingerprint, seeds, aside })
+            Arc::new(Self { name, text, work, sight, adapter, card, fingerprint, seeds, aside })
         };
         if card.info.encoder {
             let embedder = Embedder::open(&checkpoint, &mut cpu)?;
@@ -355,10 +372,16 @@ impl Model {
             adapters: adapters.len() as u32,
         };
         let engine = Engine::start(parts, machine.options(card))?;
-        let mut models = vec![model(name.to_owned(), Work::Text(engine.clone()), card, None)];
+        let mut models =
+            vec![model(name.to_owned(), Work::Text(Box::new(engine.clone())), card, None)];
         for (number, (origin, read)) in (0..).zip(adapters.iter().zip(&read)) {
             let card = origin.card(card, read);
-            models.push(model(origin.full_name(), Work::Text(engine.clone()), &card, Some(number)));
+            models.push(model(
+                origin.full_name(),
+                Work::Text(Box::new(engine.clone())),
+                &card,
+                Some(number),
+            ));
         }
         Ok(models)
     }

@@ -107,7 +107,7 @@ impl Registry {
                 card.weight_bytes += read.bytes() as u64;
                 cards.push((adapter.full_name(), adapter.card(&card, &read)));
             }
-            let left = memory.saturating_sub(card.weight_bytes);
+            let left = memory.saturating_sub(card.memory() - card.kv_bytes);
             // Less room for keys and values will do, as long as one sequence fits.
             card.kv_bytes = card.kv_bytes.min(left);
             let (weights, memory) = (card.weight_bytes >> 20, memory >> 20);

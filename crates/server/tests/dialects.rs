@@ -152,7 +152,7 @@ async fn anthropic_refuses_and_lists() {
             json!({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}),
             400,
             "invalid_request_error",
-            "messages[0].content[0].source",
+            "messages[0].content[0]: missing field `type`",
         ),
     ] {
         let got = ask(&server, "/v1/messages", anthropic(extra)).await;

@@ -245,8 +245,8 @@ async fn errors_name_the_field() {
         (json!({"messages": []}), "messages", json!(null)),
         (
             json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
-            "messages[0].content[0].image_url",
-            json!("unsupported_parameter"),
+            "messages[0].content[0]",
+            json!(null),
         ),
         (json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].role", json!(null)),
         (json!({"logit_bias": {"x": 1}}), "logit_bias.x", json!(null)),

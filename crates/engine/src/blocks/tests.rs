@@ -20,7 +20,7 @@ fn tokens(seed: u32, len: usize) -> Vec<u32> {
 
 /// A sequence that is computed and published at once.
 fn compute(b: &mut Blocks, tokens: &[u32]) -> Held {
-    let found = b.find(Space::default(), tokens);
+    let found = b.find(Space::default(), tokens, &[]);
     let mut held = b.reuse(Space::default(), tokens, found.blocks);
     b.extend(&mut held, found.blocks * KV_BLOCK, tokens.len()).unwrap_or_else(|e| panic!("{e:?}"));
     b.publish(&mut held, tokens, tokens.len());
@@ -77,17 +77,17 @@ fn a_prefix_is_found_by_its_tokens_and_shared() {
     let mut b = blocks(&[None], 100 * BLOCK);
     let text = tokens(1, 100);
     let first = compute(&mut b, &text);
-    assert_eq!(b.find(Space::default(), &text).blocks, 3);
+    assert_eq!(b.find(Space::default(), &text, &[]).blocks, 3);
     assert_eq!(
-        b.find(Space::default(), &text[..96]).blocks,
+        b.find(Space::default(), &text[..96], &[]).blocks,
         2,
         "something must be left to compute"
     );
     let mut other = text.clone();
     other[40] += 1;
-    assert_eq!(b.find(Space::default(), &other).blocks, 1);
+    assert_eq!(b.find(Space::default(), &other, &[]).blocks, 1);
     other[0] += 1;
-    assert_eq!(b.find(Space::default(), &other).blocks, 0);
+    assert_eq!(b.find(Space::default(), &other, &[]).blocks, 0);
     let second = compute(&mut b, &text);
     assert_eq!(first.tables[0].blocks[..3], second.tables[0].blocks[..3]);
     assert_ne!(first.tables[0].blocks[3], second.tables[0].blocks[3], "parts are not shared");
@@ -95,7 +95,7 @@ fn a_prefix_is_found_by_its_tokens_and_shared() {
     b.release(first);
     b.release(second);
     assert_eq!((b.used(), b.cached()), (0, 3 * BLOCK));
-    assert_eq!(b.find(Space::default(), &text).idle_bytes, 3 * BLOCK);
+    assert_eq!(b.find(Space::default(), &text, &[]).idle_bytes, 3 * BLOCK);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn the_longest_unused_goes_first_and_the_end_before_the_beginning() {
     let held = compute(&mut b, &texts[2]);
     let found = |b: &Blocks, text: &[u32]| {
         let more: Vec<u32> = text.iter().copied().chain([5]).collect();
-        b.find(Space::default(), &more).blocks
+        b.find(Space::default(), &more, &[]).blocks
     };
     assert_eq!(found(&b, &texts[0]), 1, "its last two blocks were taken");
     assert_eq!(found(&b, &texts[1]), 3);
@@ -153,7 +153,7 @@ fn windows_are_kept_where_prefixes_are_looked_for() {
         b.publish(&mut held, &text, (i + 1) * KV_BLOCK);
     }
     let found =
-        |b: &Blocks, blocks: usize| b.find(Space::default(), &text[..blocks * KV_BLOCK + 1]);
+        |b: &Blocks, blocks: usize| b.find(Space::default(), &text[..blocks * KV_BLOCK + 1], &[]);
     assert_eq!(found(&b, 15).blocks, 15, "as long as there is room all windows are there");
     // Others take the room: first the windows that nobody is expected to look for.
     b.memory = b.resident;

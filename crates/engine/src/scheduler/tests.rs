@@ -5,6 +5,11 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 const CONTEXT: usize = 400;
+/// Rows of a picture at most.
+const PICTURE: usize = 50;
+
+/// Rows of a prompt, and a number for what they show.
+type Shown = Vec<(Range<usize>, u8)>;
 
 /// A cache that knows for each slot which text its position ended.
 struct World {
@@ -15,26 +20,30 @@ struct World {
     slots: HashMap<(usize, u32), [u64; KV_BLOCK]>,
     /// New tokens that are still wanted.
     live: BTreeMap<u64, usize>,
-    done: Vec<Vec<u32>>,
+    /// The pictures of all requests.
+    shown: HashMap<u64, Shown>,
+    done: Vec<(Vec<u32>, Shown)>,
     preempted: usize,
     reused: usize,
 }
 
-/// A value for each beginning of a text.
-fn beginnings(tokens: &[u32]) -> Vec<u64> {
-    let step = |h: &mut u64, t: &u32| {
-        *h = (*h ^ u64::from(*t)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+/// A value for each beginning of a text; rows of a picture stand for what it shows.
+fn beginnings(tokens: &[u32], shown: &Shown) -> Vec<u64> {
+    let step = |h: &mut u64, (i, t): (usize, &u32)| {
+        let picture = shown.iter().find(|p| p.0.contains(&i));
+        let t = picture.map_or(u64::from(*t), |p| (1 << 40) + u64::from(p.1));
+        *h = (*h ^ t).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
         Some(*h)
     };
-    tokens.iter().scan(1, step).collect()
+    tokens.iter().enumerate().scan(1, step).collect()
 }
 
 impl World {
     fn new(windows: &[Option<usize>], budget: usize, max_running: usize, spare: usize) -> Self {
         let layout = KvLayout::new(1, 16, windows);
-        let memory = layout.bytes(CONTEXT, budget, KvType::F16) + spare;
+        let memory = layout.bytes(CONTEXT, budget.max(PICTURE), KvType::F16) + spare;
         let blocks = Blocks::new(&layout, KvType::F16, memory);
-        let scheduler = Scheduler::new(blocks, budget, max_running);
+        let scheduler = Scheduler::new(blocks, budget, max_running, PICTURE);
         Self {
             layout,
             scheduler,
@@ -42,6 +51,7 @@ impl World {
             budget,
             slots: HashMap::new(),
             live: BTreeMap::new(),
+            shown: HashMap::new(),
             done: Vec::new(),
             preempted: 0,
             reused: 0,
@@ -49,10 +59,28 @@ impl World {
     }
 
     fn push(&mut self, id: u64, prompt: Vec<u32>, new: usize, priority: i32, client: u64) {
+        self.push_shown(id, (prompt, vec![]), new, priority, client);
+    }
+
+    fn push_shown(
+        &mut self,
+        id: u64,
+        (prompt, shown): (Vec<u32>, Shown),
+        new: usize,
+        priority: i32,
+        client: u64,
+    ) {
         let new = new.min(CONTEXT - prompt.len());
         self.live.insert(id, new);
+        let pictures = shown.iter().map(|(rows, n)| (rows.clone(), [*n; 32])).collect();
+        self.shown.insert(id, shown);
         let (reuse, space) = (!id.is_multiple_of(7), Space::default());
-        self.scheduler.push(New { id, prompt, priority, client, reuse, space });
+        self.scheduler.push(New { id, prompt, pictures, priority, client, reuse, space });
+    }
+
+    /// A value for each beginning of a request's text.
+    fn texts(&self, id: u64) -> Vec<u64> {
+        self.scheduler.get(id).map_or(vec![], |s| beginnings(&s.tokens, &self.shown[&id]))
     }
 
     fn cancel(&mut self, id: u64) {
@@ -80,7 +108,9 @@ impl World {
     fn step(&mut self) -> Plan {
         let plan = self.scheduler.plan();
         self.follow();
-        assert!(plan.rows() <= self.budget, "{plan:?}");
+        let pictures = plan.parts.iter().any(|p| !self.shown[&p.id].is_empty());
+        let most = self.budget + if pictures { PICTURE - 1 } else { 0 };
+        assert!(plan.rows() <= most, "{plan:?}");
         assert!(self.live.is_empty() || !plan.parts.is_empty(), "nothing moves: {plan:?}");
         self.preempted += plan.preempted.len();
         self.reused += plan.started.iter().map(|s| s.1).sum::<usize>();
@@ -104,7 +134,9 @@ impl World {
         let s = self.scheduler.get(part.id).unwrap_or_else(|| panic!("{part:?}"));
         assert_eq!(part.tokens.start, s.computed);
         assert_eq!(part.last, part.tokens.end == s.tokens.len());
-        let texts = beginnings(&s.tokens);
+        let cut = |at: usize| self.shown[&part.id].iter().any(|(p, _)| p.start < at && at < p.end);
+        assert!(!cut(part.tokens.start) && !cut(part.tokens.end), "{part:?}");
+        let texts = self.texts(part.id);
         self.verify(part.id, part.tokens.start);
         for (g, table) in self.scheduler.tables(part.id).into_iter().enumerate() {
             for p in part.tokens.clone() {
@@ -117,8 +149,10 @@ impl World {
 
     /// All that a row at `position` sees before it is there.
     fn verify(&self, id: u64, position: usize) {
-        let Some(s) = self.scheduler.get(id) else { return };
-        let texts = beginnings(&s.tokens);
+        let texts = self.texts(id);
+        if texts.is_empty() {
+            return;
+        }
         for (g, table) in self.scheduler.tables(id).into_iter().enumerate() {
             let first = self.layout.groups[g].map_or(0, |w| (position + 1).saturating_sub(w));
             for p in first..position {
@@ -134,13 +168,12 @@ impl World {
         if *left == 0 {
             self.live.remove(&id);
             let tokens = self.scheduler.get(id).map(|s| s.tokens.clone());
-            self.done.extend(tokens);
+            self.done.extend(tokens.map(|t| (t, self.shown[&id].clone())));
             self.scheduler.remove(id);
             return;
         }
         *left -= 1;
-        let texts = self.scheduler.get(id).map(|s| beginnings(&s.tokens)).unwrap_or_default();
-        let token = texts.last().map_or(0, |t| t % 3) as u32;
+        let token = self.texts(id).last().map_or(0, |t| t % 3) as u32;
         self.scheduler.append(id, token);
     }
 
@@ -164,9 +197,24 @@ fn text(kinds: &[u8], rest: usize) -> Vec<u32> {
     out
 }
 
+/// A text that begins with pictures, each behind some tokens.
+fn illustrated(pictures: &[(usize, usize, u8)], text: Vec<u32>) -> (Vec<u32>, Shown) {
+    let (mut out, mut shown) = (Vec::new(), Vec::new());
+    for &(gap, rows, number) in pictures {
+        out.resize(out.len() + gap, 7);
+        // What a picture shows says how many rows it has.
+        let rows = if number == 0 { 9 } else { rows };
+        shown.push((out.len()..out.len() + rows, number * 64 + rows as u8));
+        out.resize(out.len() + rows, 1);
+    }
+    out.extend(text);
+    (out, shown)
+}
+
 #[derive(Debug, Clone)]
 enum Action {
     Push {
+        pictures: Vec<(usize, usize, u8)>,
         kinds: Vec<u8>,
         rest: usize,
         new: usize,
@@ -185,9 +233,14 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     let kinds = proptest::collection::vec(0u8..3, 0..8);
+    let picture = (0usize..3, 1usize..PICTURE + 1, 0u8..3);
+    let picture = picture.prop_map(|(gap, rows, number)| (gap * 20, rows, number));
+    let pictures = proptest::collection::vec(picture, 0..2);
     prop_oneof![
-        4 => (kinds, 1usize..40, 0usize..90, -1i32..2, 0u64..3).prop_map(
-            |(kinds, rest, new, priority, client)| Action::Push { kinds, rest, new, priority, client }
+        4 => (pictures, kinds, 1usize..40, 0usize..90, -1i32..2, 0u64..3).prop_map(
+            |(pictures, kinds, rest, new, priority, client)| {
+                Action::Push { pictures, kinds, rest, new, priority, client }
+            }
         ),
         2 => (0usize..100, 1usize..50, 0usize..40)
             .prop_map(|(which, more, new)| Action::Continue { which, more, new }),
@@ -223,16 +276,17 @@ proptest! {
         let mut next = 0;
         for action in actions {
             match action {
-                Action::Push { kinds, rest, new, priority, client } => {
-                    world.push(next, text(&kinds, rest), new, priority, client);
+                Action::Push { pictures, kinds, rest, new, priority, client } => {
+                    let prompt = illustrated(&pictures, text(&kinds, rest));
+                    world.push_shown(next, prompt, new, priority, client);
                     next += 1;
                 }
                 Action::Continue { which, more, new } => {
                     let Some(old) = world.done.get(which % world.done.len().max(1)) else { continue };
-                    let mut prompt = old.clone();
+                    let (mut prompt, shown) = old.clone();
                     prompt.extend((0..more as u32).map(|i| i % 3));
                     prompt.truncate(CONTEXT);
-                    world.push(next, prompt, new, 0, 1);
+                    world.push_shown(next, (prompt, shown), new, 0, 1);
                     next += 1;
                 }
                 Action::Cancel(id) => world.cancel(id),
@@ -252,7 +306,7 @@ fn memory_that_is_short_preempts_and_nothing_is_lost() {
     world.finish();
     assert!(world.preempted > 0, "this test must preempt");
     assert_eq!(world.done.len(), 8);
-    assert!(world.done.iter().all(|t| t.len() == 284));
+    assert!(world.done.iter().all(|(t, _)| t.len() == 284));
 }
 
 #[test]
@@ -309,5 +363,35 @@ fn a_higher_priority_takes_the_place_of_a_lower_one() {
     let plan = world.step();
     assert_eq!((plan.preempted, plan.started), (vec![1], vec![(2, 0)]));
     world.finish();
-    assert_eq!(world.done.iter().map(Vec::len).collect::<Vec<_>>(), [9, 35]);
+    assert_eq!(world.done.iter().map(|d| d.0.len()).collect::<Vec<_>>(), [9, 35]);
+}
+
+#[test]
+fn a_picture_is_found_again_by_what_it_shows_and_never_cut() {
+    let mut world = World::new(&[None, Some(64)], 32, 4, 1 << 20);
+    // 20 tokens, 50 rows, 100 tokens: whole blocks end at 32 and 64, both inside the picture.
+    let prompt = |shows| illustrated(&[(20, 50, shows)], text(&[0, 1, 2], 4));
+    world.push_shown(1, prompt(1), 3, 0, 0);
+    let rows: Vec<usize> = (0..3).map(|_| world.step().rows()).collect();
+    assert_eq!(rows, [20, 50, 32], "the picture in one pass, though the budget is 32");
+    world.finish();
+    // The same again: all but what is behind the last whole block.
+    world.push_shown(2, prompt(1), 3, 0, 0);
+    world.finish();
+    assert_eq!(world.reused, 160);
+    // Another picture, the same tokens: nothing, for the first block ends inside.
+    world.push_shown(3, prompt(2), 3, 0, 0);
+    world.finish();
+    assert_eq!(world.reused, 160);
+    // The same picture and another text behind it: nothing, rather than half of it.
+    world.push_shown(4, illustrated(&[(20, 50, 1)], text(&[2, 2], 9)), 3, 0, 0);
+    world.finish();
+    assert_eq!(world.reused, 160);
+    // No names left: such a picture is computed alone, and nobody finds it.
+    world.scheduler.names.given = Names::FIRST;
+    for id in [5, 6] {
+        world.push_shown(id, illustrated(&[(40, 30, 2)], text(&[0], 9)), 3, 0, 0);
+        world.finish();
+    }
+    assert_eq!(world.reused, 160);
 }

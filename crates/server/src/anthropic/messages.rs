@@ -5,18 +5,17 @@ use crate::answer::{self, End};
 use crate::app::{Shared, Whole, json, signed};
 use crate::auth::Caller;
 use crate::failure::{Failure, Reply};
-use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
-use crate::job::{Job, OneOrMany, Prompt, Settings, stops, token_limit};
+use crate::fields::{Decoded, Field, Reading, Table, decode, differs, no, yes};
+use crate::job::{Job, OneOrMany, Prompt, Said, Settings, said, stops, token_limit};
+use crate::pictures::{Conversation, Image, NO_FETCHING, NO_FILES, Piece};
 use crate::stream;
 use axum::extract::{Extension, State};
-use lapidary_formats::chat::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json as value};
 use std::sync::Arc;
 use utoipa::ToSchema;
 
 const NO_TOOLS: &str = "the model can't call tools yet";
-const NO_IMAGES: &str = "only text can be shown to a model yet";
 
 /// The fields of a request.
 pub const TABLE: Table = &[
@@ -25,7 +24,7 @@ pub const TABLE: Table = &[
         .note("turns of the same role are joined; a last turn of the assistant is continued")
         .of(MESSAGE),
     yes("max_tokens"),
-    yes("system").note("a string, or text blocks").of(BLOCK),
+    yes("system").note("a string, or text blocks").of(TEXT_BLOCK),
     yes("stop_sequences"),
     yes("stream"),
     differs("temperature", "without it, what the checkpoint recommends, not 1; may be above 1"),
@@ -49,7 +48,7 @@ pub const TABLE: Table = &[
 pub const COUNT_TABLE: Table = &[
     yes("model"),
     yes("messages").note("counted exactly, template included").of(MESSAGE),
-    yes("system").note("a string, or text blocks").of(BLOCK),
+    yes("system").note("a string, or text blocks").of(TEXT_BLOCK),
     no("thinking", "models here don't think apart from their answer")
         .unless(&["{\"type\":\"disabled\"}"]),
     no("tools", NO_TOOLS).unless(&["[]"]),
@@ -62,29 +61,45 @@ pub const COUNT_TABLE: Table = &[
 
 const MESSAGE: Table = &[
     yes("role").note("`user` or `assistant`"),
-    yes("content").note("a string, or text blocks").of(BLOCK),
+    yes("content").note("a string, or blocks of text and pictures").of(BLOCK),
     differs("id", "has no effect"),
     differs("type", "has no effect"),
 ];
 
-const BLOCK: Table = &[
-    yes("type").note("`text`"),
-    yes("text"),
-    differs("cache_control", "has no effect: prefixes are always reused"),
-    no("citations", "nothing is cited").unless(&["[]", "{\"enabled\":false}"]),
-    no("source", NO_IMAGES),
-    no("title", NO_IMAGES),
-    no("context", NO_IMAGES),
-    no("id", NO_TOOLS),
-    no("name", NO_TOOLS),
-    no("input", NO_TOOLS),
-    no("tool_use_id", NO_TOOLS),
-    no("content", NO_TOOLS),
-    no("is_error", NO_TOOLS),
-    no("thinking", "models here don't think apart from their answer"),
-    no("signature", "models here don't think apart from their answer"),
-    no("data", NO_IMAGES),
-];
+const BLOCK: Table = &block(
+    yes("type").note("`text` or `image`"),
+    yes("source").note("of an `image`, in a turn of the user").of(&[
+        yes("type").note("`base64`"),
+        yes("media_type").note("`image/png`, `image/jpeg` or `image/webp`"),
+        yes("data"),
+        no("url", NO_FETCHING),
+        no("file_id", "files are not stored: send the picture itself, in base64"),
+        no("content", NO_FILES),
+    ]),
+);
+
+const TEXT_BLOCK: Table = &block(yes("type").note("`text`"), no("source", "instructions are text"));
+
+const fn block(kind: Field, source: Field) -> [Field; 16] {
+    [
+        kind,
+        yes("text"),
+        source,
+        differs("cache_control", "has no effect: prefixes are always reused"),
+        no("citations", "nothing is cited").unless(&["[]", "{\"enabled\":false}"]),
+        no("title", NO_FILES),
+        no("context", NO_FILES),
+        no("id", NO_TOOLS),
+        no("name", NO_TOOLS),
+        no("input", NO_TOOLS),
+        no("tool_use_id", NO_TOOLS),
+        no("content", NO_TOOLS),
+        no("is_error", NO_TOOLS),
+        no("thinking", "models here don't think apart from their answer"),
+        no("signature", "models here don't think apart from their answer"),
+        no("data", NO_FILES),
+    ]
+}
 
 /// A request.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -97,7 +112,7 @@ pub struct Request {
     /// Tokens of the answer at most.
     pub max_tokens: u64,
     /// How the model should behave.
-    pub system: Option<Content>,
+    pub system: Option<Said<SystemBlock>>,
     /// Strings that end the answer.
     pub stop_sequences: Option<Vec<String>>,
     /// Send the answer as it is made.
@@ -121,7 +136,7 @@ pub struct CountRequest {
     /// The conversation.
     pub messages: Vec<Turn>,
     /// How the model should behave.
-    pub system: Option<Content>,
+    pub system: Option<Said<SystemBlock>>,
 }
 
 /// Accepted, without effect.
@@ -139,7 +154,8 @@ pub struct Turn {
     /// Who speaks.
     pub role: Role,
     /// What is said.
-    pub content: Content,
+    #[serde(deserialize_with = "said")]
+    pub content: Said<Block>,
     /// Accepted, without effect.
     pub id: Option<String>,
     /// Accepted, without effect.
@@ -157,76 +173,109 @@ pub enum Role {
     Assistant,
 }
 
-/// A string, or blocks.
+/// A block of a content.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected a string or an array of text blocks")]
-#[schema(as = AnthropicContent)]
-pub enum Content {
-    /// Text.
-    Text(String),
-    /// Blocks of text.
-    Blocks(Vec<Block>),
-}
-
-/// A block of text.
-#[derive(Debug, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 #[schema(as = AnthropicBlock)]
-pub struct Block {
-    /// `text`.
-    #[serde(rename = "type")]
-    pub kind: BlockKind,
-    /// The text.
-    pub text: String,
-    /// Accepted, without effect.
-    #[schema(value_type = Option<Object>)]
-    pub cache_control: Option<Value>,
-}
-
-/// The kinds of blocks.
-#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-#[schema(as = AnthropicBlockKind)]
-pub enum BlockKind {
+pub enum Block {
     /// Text.
-    Text,
+    Text {
+        /// The text.
+        text: String,
+        /// Accepted, without effect.
+        #[schema(value_type = Option<Object>)]
+        cache_control: Option<Value>,
+    },
+    /// A picture.
+    Image {
+        /// The picture.
+        source: Source,
+        /// Accepted, without effect.
+        #[schema(value_type = Option<Object>)]
+        cache_control: Option<Value>,
+    },
 }
 
-impl Content {
-    fn text(&self) -> String {
-        match self {
-            Content::Text(text) => text.clone(),
-            Content::Blocks(blocks) => blocks.iter().map(|b| b.text.as_str()).collect(),
-        }
-    }
+/// A picture's file.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+#[schema(as = AnthropicSource)]
+pub enum Source {
+    /// The file itself.
+    Base64 {
+        /// `image/png`, `image/jpeg` or `image/webp`.
+        media_type: String,
+        /// In base64.
+        data: String,
+    },
+}
 
-    fn system(&self) -> String {
-        match self {
-            Content::Text(text) => text.clone(),
-            // Blocks of instructions are paragraphs.
-            Content::Blocks(blocks) => {
-                blocks.iter().map(|b| b.text.as_str()).collect::<Vec<_>>().join("\n\n")
-            }
+/// A block of instructions.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+#[schema(as = AnthropicSystemBlock)]
+pub enum SystemBlock {
+    /// Text.
+    Text {
+        /// The text.
+        text: String,
+        /// Accepted, without effect.
+        #[schema(value_type = Option<Object>)]
+        cache_control: Option<Value>,
+    },
+}
+
+/// What is said in turn `i`.
+fn pieces(content: &Said<Block>, i: usize) -> Result<Vec<Piece>, Failure> {
+    let blocks = match content {
+        Said::Text(text) => return Ok(vec![Piece::Text(text.clone())]),
+        Said::Parts(blocks) => blocks,
+    };
+    let piece = |(j, block): (usize, &Block)| match block {
+        Block::Text { text, .. } => Ok(Piece::Text(text.clone())),
+        Block::Image { source: Source::Base64 { media_type, data }, .. } => {
+            let at = format!("messages[{i}].content[{j}].source");
+            let (field, kind) = (format!("{at}.data"), format!("{at}.media_type"));
+            Image::new(field, &kind, media_type, data.clone()).map(Piece::Image)
+        }
+    };
+    blocks.iter().enumerate().map(piece).collect()
+}
+
+fn instructions(system: &Said<SystemBlock>) -> String {
+    match system {
+        Said::Text(text) => text.clone(),
+        // Blocks of instructions are paragraphs.
+        Said::Parts(blocks) => {
+            let text = |SystemBlock::Text { text, .. }: &SystemBlock| text.clone();
+            blocks.iter().map(text).collect::<Vec<_>>().join("\n\n")
         }
     }
 }
 
 /// Turns of the same role in a row are one turn, as Anthropic documents it.
-fn conversation(turns: &[Turn], system: Option<&Content>) -> Result<Vec<Message>, Failure> {
+fn conversation(
+    turns: &[Turn],
+    system: Option<&Said<SystemBlock>>,
+) -> Result<Conversation, Failure> {
     if turns.is_empty() {
         return Err(Failure::field("messages", "at least one message was expected"));
     }
-    let mut out: Vec<Message> = Vec::new();
-    out.extend(system.map(|s| Message::new("system", &s.system())));
-    for turn in turns {
-        let role = if turn.role == Role::User { "user" } else { "assistant" };
-        let text = turn.content.text();
-        match out.last_mut() {
-            Some(last) if last.role == role => {
-                let before = last.content.as_str().unwrap_or_default();
-                last.content = format!("{before}\n\n{text}").into();
+    let mut joined: Vec<(Role, Vec<Piece>)> = Vec::new();
+    for (i, turn) in turns.iter().enumerate() {
+        let pieces = pieces(&turn.content, i)?;
+        match joined.last_mut() {
+            Some((role, before)) if *role == turn.role => {
+                before.push(Piece::Text("\n\n".into()));
+                before.extend(pieces);
             }
-            _ => out.push(Message::new(role, &text)),
+            _ => joined.push((turn.role, pieces)),
         }
+    }
+    let mut out = Conversation::default();
+    system.iter().for_each(|s| out.say("system", &instructions(s)));
+    for (role, pieces) in joined {
+        out.show(if role == Role::User { "user" } else { "assistant" }, pieces)?;
     }
     Ok(out)
 }
@@ -400,9 +449,14 @@ pub async fn handle(
     (status = "4XX", description = "Refused", body = super::ErrorBody),
     (status = "5XX", description = "Busy or broken", body = super::ErrorBody),
 ))]
-pub async fn count(State(app): State<Shared>, Whole(body): Whole) -> Reply {
+pub async fn count(
+    State(app): State<Shared>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Whole(body): Whole,
+) -> Reply {
     let (Decoded { request, ignored }, prompt) = read_count(&body, app.reading())?;
     let model = app.registry.get(&request.model).await?;
-    let n = answer::encode(&model, vec![prompt]).await?.concat().len();
+    let prompts = answer::encode(&model, caller.client, vec![prompt]).await?;
+    let n: usize = prompts.iter().map(|p| p.ids.len()).sum();
     Ok(signed(json(&value!({"input_tokens": n})), &model, None, &ignored))
 }

@@ -1,6 +1,6 @@
 //! `:embedContent` and `:batchEmbedContents`.
 
-use super::content::{CONTENT, Content};
+use super::content::{Content, TEXT_CONTENT};
 use super::generate::check_model;
 use super::reading;
 use crate::app::{Shared, json, signed};
@@ -21,7 +21,7 @@ pub const TABLE: Table = &[
         "content",
         "without a model for embeddings the vector is the mean of the hidden states",
     )
-    .of(CONTENT),
+    .of(TEXT_CONTENT),
     differs("outputDimensionality", "the first so many, scaled to length 1 again"),
     differs(
         "taskType",
@@ -178,7 +178,7 @@ pub async fn batch(app: Shared, caller: Arc<Caller>, name: &str, body: &[u8]) ->
 
 /// The text that the model sees: behind the prompt of its task, if the model knows tasks.
 fn text(model: &Model, request: &Request) -> Result<Prompt, Failure> {
-    let text = request.content.text();
+    let text = request.content.text("content")?;
     let Some(made) = model.vectors() else {
         return match request.title {
             Some(_) => Err(Failure::field("title", "this model was not trained for titles")),

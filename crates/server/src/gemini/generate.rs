@@ -1,6 +1,6 @@
 //! `:generateContent`, `:streamGenerateContent`, `:countTokens`.
 
-use super::content::{CONTENT, Content, conversation};
+use super::content::{CONTENT, Content, TEXT_CONTENT, conversation};
 use super::reading;
 use super::stream::Stream;
 use crate::answer::{self, Choice, End, Token};
@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 /// The fields of a request.
 pub const TABLE: Table = &[
     yes("contents").note("a last turn of the model is continued").of(CONTENT),
-    yes("systemInstruction").of(CONTENT),
+    yes("systemInstruction").of(TEXT_CONTENT),
     yes("generationConfig").of(CONFIG),
     differs(
         "safetySettings",
@@ -62,17 +62,18 @@ const CONFIG: Table = &[
     ]),
     no("speechConfig", "answers are text"),
     no("imageConfig", "answers are text"),
-    no("mediaResolution", "only text can be shown to a model yet"),
+    no("mediaResolution", "pictures are seen as the model was made to see them")
+        .unless(&["\"MEDIA_RESOLUTION_UNSPECIFIED\""]),
     no("enableEnhancedCivicAnswers", "there is no such thing here").unless(&["false"]),
     no("routingConfig", "there is one model for a name"),
     no("modelSelectionConfig", "there is one model for a name"),
-    no("audioTimestamp", "only text can be shown to a model yet").unless(&["false"]),
+    no("audioTimestamp", "only text and pictures can be shown to a model yet").unless(&["false"]),
 ];
 
 /// The fields of a request to count tokens.
 pub const COUNT_TABLE: Table = &[
     yes("contents").note("counted exactly, template included").of(CONTENT),
-    yes("systemInstruction").of(CONTENT),
+    yes("systemInstruction").of(TEXT_CONTENT),
     yes("generateContentRequest").of(TABLE),
     differs("generationConfig", "has no effect").of(CONFIG),
     differs("model", "must be the one of the path, if it is there"),
@@ -383,12 +384,16 @@ pub async fn stream(app: Shared, caller: Arc<Caller>, name: &str, body: &[u8], s
     (status = "4XX", description = "Refused", body = super::ErrorBody),
     (status = "5XX", description = "Busy or broken", body = super::ErrorBody),
 ))]
-pub async fn count(app: Shared, name: &str, body: &[u8]) -> Reply {
+pub async fn count(app: Shared, caller: Arc<Caller>, name: &str, body: &[u8]) -> Reply {
     let (Decoded { request, ignored }, prompt) = read_count(body, reading(&app))?;
     check_model(name, request.model.as_deref())?;
     let model = app.registry.get(name).await?;
-    let n = answer::encode(&model, vec![prompt]).await?.concat().len();
-    let details = value!([{"modality": "TEXT", "tokenCount": n}]);
-    let reply = json(&value!({"totalTokens": n, "promptTokensDetails": details}));
+    let prompts = answer::encode(&model, caller.client, vec![prompt]).await?;
+    let (all, seen) = prompts.iter().fold((0, 0), |(a, s), p| (a + p.ids.len(), s + p.seen()));
+    let mut details = vec![value!({"modality": "TEXT", "tokenCount": all - seen})];
+    if seen > 0 {
+        details.push(value!({"modality": "IMAGE", "tokenCount": seen}));
+    }
+    let reply = json(&value!({"totalTokens": all, "promptTokensDetails": details}));
     Ok(signed(reply, &model, None, &ignored))
 }

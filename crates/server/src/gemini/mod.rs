@@ -93,7 +93,7 @@ async fn call(
             let sse = query.iter().flat_map(|q| q.split('&')).any(|p| p == "alt=sse");
             generate::stream(app, caller, name, &body, sse).await
         }
-        "countTokens" => generate::count(app, name, &body).await,
+        "countTokens" => generate::count(app, caller, name, &body).await,
         "embedContent" => embeddings::one(app, caller, name, &body).await,
         "batchEmbedContents" => embeddings::batch(app, caller, name, &body).await,
         _ => Err(unknown()),

@@ -9,9 +9,9 @@ use crate::failure::{Failure, Reply};
 use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
 use crate::job::{Job, MOST_LOGPROBS, Prompt, within};
 use crate::model::Model;
+use crate::pictures::{Conversation, Image, Piece};
 use crate::stream;
 use axum::extract::{Extension, State};
-use lapidary_formats::chat::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json as value};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use std::time::{Instant, SystemTime};
 use utoipa::ToSchema;
 
 const NO_TOOLS: &str = "the model can't call tools yet";
-const NO_IMAGES: &str = "only text can be shown to a model yet";
+const IMAGES: &str = "PNG, JPEG or WebP files in base64";
 const NO_FORMAT: &str = "constrained output is not supported yet";
 const NO_THOUGHTS: &str = "models here don't think apart from their answer";
 const KEEP: &str = "has no effect: --idle says when models are unloaded";
@@ -32,7 +32,7 @@ pub const CHAT_TABLE: Table = &[
         .of(&[
             yes("role").note("`system`, `user`, `assistant`"),
             yes("content"),
-            no("images", NO_IMAGES).unless(&["[]"]),
+            yes("images").note(IMAGES),
             no("tool_calls", NO_TOOLS).unless(&["[]"]),
             no("tool_name", NO_TOOLS),
             no("tool_call_id", NO_TOOLS),
@@ -62,7 +62,7 @@ pub const GENERATE_TABLE: Table = &[
     yes("logprobs"),
     yes("top_logprobs"),
     no("suffix", "models here don't fill in the middle").unless(&["\"\""]),
-    no("images", NO_IMAGES).unless(&["[]"]),
+    yes("images").note(IMAGES),
     no("template", "the checkpoint's own is used").unless(&["\"\""]),
     no("context", "send the conversation to /api/chat instead").unless(&["[]"]),
     no("format", NO_FORMAT).unless(&["\"\""]),
@@ -101,6 +101,8 @@ pub struct Turn {
     pub role: Role,
     /// What is said.
     pub content: String,
+    /// Pictures in base64, which are shown before it.
+    pub images: Option<Vec<String>>,
 }
 
 /// Who speaks.
@@ -125,6 +127,8 @@ pub struct GenerateRequest {
     /// What to answer.
     #[serde(default)]
     pub prompt: String,
+    /// Pictures in base64, which are shown before it.
+    pub images: Option<Vec<String>>,
     /// How the model should behave.
     pub system: Option<String>,
     /// Continue the prompt as it is, without the chat template.
@@ -151,21 +155,30 @@ fn logprobs(wanted: Option<bool>, top: Option<u64>) -> Result<Option<usize>, Fai
     }
 }
 
+/// Pictures, and then what is said of them.
+fn pieces(at: &str, images: Option<&Vec<String>>, text: &str) -> Vec<Piece> {
+    let image = |(i, data): (usize, &String)| Image::untyped(format!("{at}[{i}]"), data);
+    let images = images.into_iter().flatten().enumerate().map(image);
+    images.map(Piece::Image).chain([Piece::Text(text.to_owned())]).collect()
+}
+
 impl ChatRequest {
     /// What is to be computed; nothing if the model is only to be loaded.
     ///
     /// # Errors
     /// If a value is out of its range.
     pub fn job(&self) -> Result<Option<Job>, Failure> {
-        let turn = |m: &Turn| {
+        let mut conversation = Conversation::default();
+        for (i, m) in self.messages.iter().enumerate() {
             let role = match m.role {
                 Role::System => "system",
                 Role::User => "user",
                 Role::Assistant => "assistant",
             };
-            Message::new(role, &m.content)
-        };
-        let prompt = Prompt::Chat(self.messages.iter().map(turn).collect());
+            let at = format!("messages[{i}].images");
+            conversation.show(role, pieces(&at, m.images.as_ref(), &m.content))?;
+        }
+        let prompt = Prompt::Chat(conversation);
         let job = self.options.clone().unwrap_or_default().job(prompt)?;
         let logprobs = logprobs(self.logprobs, self.top_logprobs)?;
         Ok((!self.messages.is_empty()).then_some(Job { logprobs, ..job }))
@@ -182,14 +195,17 @@ impl GenerateRequest {
         if raw && self.system.as_deref().is_some_and(|s| !s.is_empty()) {
             return Err(Failure::field("system", "a raw prompt has no place for it"));
         }
+        if raw && self.images.as_ref().is_some_and(|i| !i.is_empty()) {
+            return Err(Failure::field("images", "a raw prompt has no place for them"));
+        }
         let prompt = if raw {
             Prompt::Text(self.prompt.clone())
         } else {
-            let mut messages: Vec<Message> = Vec::new();
+            let mut conversation = Conversation::default();
             let system = self.system.as_deref().filter(|s| !s.is_empty());
-            messages.extend(system.map(|s| Message::new("system", s)));
-            messages.push(Message::new("user", &self.prompt));
-            Prompt::Chat(messages)
+            system.iter().for_each(|s| conversation.say("system", s));
+            conversation.show("user", pieces("images", self.images.as_ref(), &self.prompt))?;
+            Prompt::Chat(conversation)
         };
         let job = self.options.clone().unwrap_or_default().job(prompt)?;
         let logprobs = logprobs(self.logprobs, self.top_logprobs)?;

@@ -135,8 +135,11 @@ pub async fn show(State(app): State<Shared>, Whole(body): Whole) -> Reply {
     info[format!("{family}.embedding_length")] = card.width.into();
     info[format!("{family}.block_count")] = card.layers.into();
     info[format!("{family}.vocab_size")] = card.vocab.into();
-    let capabilities: &[&str] =
-        if card.chats { &["completion", "embedding"] } else { &["embedding"] };
+    let capabilities: &[&str] = match (card.chats, card.sees()) {
+        (true, true) => &["completion", "vision", "embedding"],
+        (true, false) => &["completion", "embedding"],
+        (false, _) => &["embedding"],
+    };
     let parameters = format!("num_ctx {}", card.context);
     Ok(json(&value!({
         "modelfile": "", "parameters": parameters, "template": "", "license": card.license,

@@ -1,36 +1,41 @@
 //! Messages of chat completions, and settings that several endpoints share.
 
 use crate::failure::Failure;
-use crate::fields::{Table, no, yes};
-use crate::job::{MOST_LOGPROBS, within};
-use lapidary_formats::chat::Message;
+use crate::fields::{Table, differs, no, yes};
+use crate::job::{MOST_LOGPROBS, Said, said, within};
+use crate::pictures::{Conversation, Image, NO_FILES, Piece};
 use serde::Deserialize;
 use std::collections::HashMap;
 use utoipa::ToSchema;
 
 const NO_TOOLS: &str = "the model can't call tools yet";
-const NO_IMAGES: &str = "only text can be shown to a model yet";
+
+/// What becomes of `detail`.
+pub const DETAIL: &str = "has no effect: pictures are seen as the model was made to see them";
 
 /// A message.
 pub const MESSAGE: Table = &[
     yes("role").note("`system`, `developer` (as system), `user`, `assistant`"),
-    yes("content").note("a string, or an array of text parts").of(PART),
+    yes("content").note("a string, or an array of parts").of(PART),
     no("name", "chat templates have no place for it"),
     no("refusal", "there are no refusals beside the content"),
     no("tool_calls", NO_TOOLS).unless(&["[]"]),
     no("tool_call_id", NO_TOOLS),
     no("function_call", NO_TOOLS),
-    no("audio", NO_IMAGES),
+    no("audio", NO_FILES),
     no("annotations", "answers have none").unless(&["[]"]),
 ];
 
 /// A part of a message's content.
 const PART: Table = &[
-    yes("type").note("`text`"),
+    yes("type").note("`text` or `image_url`"),
     yes("text"),
-    no("image_url", NO_IMAGES),
-    no("input_audio", NO_IMAGES),
-    no("file", NO_IMAGES),
+    yes("image_url").note("in a turn of the user").of(&[
+        differs("url", "a data URL of a PNG, JPEG or WebP file; nothing is fetched"),
+        differs("detail", DETAIL),
+    ]),
+    no("input_audio", NO_FILES),
+    no("file", NO_FILES),
     no("refusal", "there are no refusals beside the content"),
 ];
 
@@ -41,7 +46,8 @@ pub struct ChatMessage {
     /// Who speaks.
     pub role: Role,
     /// What is said.
-    pub content: Content,
+    #[serde(deserialize_with = "said")]
+    pub content: Said<Part>,
 }
 
 /// Who speaks.
@@ -70,50 +76,59 @@ impl Role {
     }
 }
 
-/// A string, or an array of parts.
+/// A part of a content.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected a string or an array of text parts")]
-#[schema(as = OpenAiContent)]
-pub enum Content {
-    /// Text.
-    Text(String),
-    /// Parts of text.
-    Parts(Vec<Part>),
-}
-
-/// A part of text.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 #[schema(as = OpenAiPart)]
-pub struct Part {
-    /// `text`.
-    #[serde(rename = "type")]
-    pub kind: PartKind,
-    /// The text.
-    pub text: String,
+pub enum Part {
+    /// Text.
+    Text {
+        /// The text.
+        text: String,
+    },
+    /// A picture.
+    ImageUrl {
+        /// Where it is.
+        image_url: ImageUrl,
+    },
 }
 
-/// The kinds of parts.
-#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-#[schema(as = OpenAiPartKind)]
-pub enum PartKind {
-    /// Text.
-    Text,
+/// Where a picture is.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[schema(as = OpenAiImageUrl)]
+pub struct ImageUrl {
+    /// A data URL.
+    pub url: String,
+    /// Accepted, without effect.
+    pub detail: Option<String>,
 }
 
 /// Messages as templates take them.
 ///
 /// # Errors
-/// If there are none.
-pub fn messages(messages: &[ChatMessage]) -> Result<Vec<Message>, Failure> {
+/// If there are none, or a picture can't be taken.
+pub fn messages(messages: &[ChatMessage]) -> Result<Conversation, Failure> {
     if messages.is_empty() {
         return Err(Failure::field("messages", "at least one message was expected"));
     }
-    let text = |m: &ChatMessage| match &m.content {
-        Content::Text(text) => text.clone(),
-        Content::Parts(parts) => parts.iter().map(|p| p.text.as_str()).collect(),
-    };
-    Ok(messages.iter().map(|m| Message::new(m.role.name(), &text(m))).collect())
+    let mut out = Conversation::default();
+    for (i, m) in messages.iter().enumerate() {
+        match &m.content {
+            Said::Text(text) => out.say(m.role.name(), text),
+            Said::Parts(parts) => {
+                let piece = |(j, part): (usize, &Part)| match part {
+                    Part::Text { text } => Ok(Piece::Text(text.clone())),
+                    Part::ImageUrl { image_url } => {
+                        let field = format!("messages[{i}].content[{j}].image_url.url");
+                        Image::from_url(field, &image_url.url).map(Piece::Image)
+                    }
+                };
+                let pieces = parts.iter().enumerate().map(piece).collect::<Result<_, _>>()?;
+                out.show(m.role.name(), pieces)?;
+            }
+        }
+    }
+    Ok(out)
 }
 
 /// `logit_bias`: token ids, as JSON names them, to what is added to their logits.

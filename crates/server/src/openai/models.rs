@@ -36,6 +36,8 @@ pub struct Model {
     pub context_length: usize,
     /// Whether it has a chat template. Not OpenAI's.
     pub chat: bool,
+    /// Whether pictures can be shown to it. Not OpenAI's.
+    pub vision: bool,
     /// Whether it is in memory. Not OpenAI's.
     pub loaded: bool,
 }
@@ -49,6 +51,7 @@ fn model(entry: &Entry) -> Model {
         owned_by: "lapidary",
         context_length: entry.card.context,
         chat: entry.card.chats,
+        vision: entry.card.sees(),
         loaded: entry.loaded().is_some(),
     }
 }

@@ -1,7 +1,7 @@
 //! `/v1/responses`, stateless and stored.
 
 use super::chat::Head;
-use super::content::Role;
+use super::content::{DETAIL, Role};
 use super::responses_stream::Stream;
 use super::store::Kept;
 use crate::answer::End;
@@ -9,10 +9,10 @@ use crate::app::{Shared, Whole, json, signed};
 use crate::auth::Caller;
 use crate::failure::{Failure, Reply};
 use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
-use crate::job::{Job, MOST_LOGPROBS, Prompt, Settings, token_limit, within};
+use crate::job::{Job, MOST_LOGPROBS, Prompt, Said, Settings, said, token_limit, within};
+use crate::pictures::{Conversation, Image, NO_FILES, Piece};
 use crate::stream;
 use axum::extract::{Extension, Path, State};
-use lapidary_formats::chat::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json as value};
 use std::collections::HashMap;
@@ -59,18 +59,18 @@ pub const TABLE: Table = &[
 const ITEM: Table = &[
     yes("type").note("`message`"),
     yes("role").note("`system`, `developer`, `user`, `assistant`"),
-    yes("content").note("a string, or text parts").of(&[
-        yes("type").note("`input_text`, `output_text` or `text`"),
+    yes("content").note("a string, or an array of parts").of(&[
+        yes("type").note("`input_text`, `output_text`, `text` or `input_image`"),
         yes("text"),
+        differs("image_url", "a data URL of a PNG, JPEG or WebP file; nothing is fetched"),
+        differs("detail", DETAIL),
         differs("annotations", "has no effect"),
         differs("logprobs", "has no effect"),
-        no("image_url", "only text can be shown to a model yet"),
-        no("file_id", "only text can be shown to a model yet"),
-        no("file_data", "only text can be shown to a model yet"),
-        no("file_url", "only text can be shown to a model yet"),
-        no("filename", "only text can be shown to a model yet"),
-        no("detail", "only text can be shown to a model yet"),
-        no("input_audio", "only text can be shown to a model yet"),
+        no("file_id", "files are not stored: send the picture itself in `image_url`"),
+        no("file_data", NO_FILES),
+        no("file_url", NO_FILES),
+        no("filename", NO_FILES),
+        no("input_audio", NO_FILES),
         no("refusal", "there are no refusals beside the content"),
     ]),
     differs("id", "has no effect"),
@@ -152,7 +152,8 @@ pub struct Item {
     /// Who speaks.
     pub role: Role,
     /// What is said.
-    pub content: ItemContent,
+    #[serde(deserialize_with = "said")]
+    pub content: Said<ItemPart>,
     /// Accepted, without effect.
     pub id: Option<String>,
     /// Accepted, without effect.
@@ -170,39 +171,39 @@ pub enum ItemKind {
     Message,
 }
 
-/// A string, or parts.
+/// A part of a content.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected a string or an array of text parts")]
-#[schema(as = ResponseContent)]
-pub enum ItemContent {
-    /// Text.
-    Text(String),
-    /// Parts of text.
-    Parts(Vec<ItemPart>),
-}
-
-/// A part of text.
-#[derive(Debug, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 #[schema(as = ResponsePart)]
-pub struct ItemPart {
-    /// What it is.
-    #[serde(rename = "type")]
-    pub kind: ItemPartKind,
-    /// The text.
-    pub text: String,
-}
-
-/// The kinds of parts.
-#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-#[schema(as = ResponsePartKind)]
-pub enum ItemPartKind {
+pub enum ItemPart {
     /// Said to the model.
-    InputText,
+    InputText {
+        /// The text.
+        text: String,
+    },
     /// Said by the model.
-    OutputText,
+    OutputText {
+        /// The text.
+        text: String,
+        /// Accepted, without effect.
+        #[schema(value_type = Option<Object>)]
+        annotations: Option<Value>,
+        /// Accepted, without effect.
+        #[schema(value_type = Option<Object>)]
+        logprobs: Option<Value>,
+    },
     /// Either.
-    Text,
+    Text {
+        /// The text.
+        text: String,
+    },
+    /// A picture.
+    InputImage {
+        /// A data URL.
+        image_url: String,
+        /// Accepted, without effect.
+        detail: Option<String>,
+    },
 }
 
 impl Request {
@@ -210,31 +211,30 @@ impl Request {
     ///
     /// # Errors
     /// If there is nothing.
-    pub fn messages(&self) -> Result<Vec<Message>, Failure> {
+    pub fn messages(&self) -> Result<Conversation, Failure> {
+        let mut out = Conversation::default();
         match &self.input {
-            Input::Text(text) => Ok(vec![Message::new("user", text)]),
+            Input::Text(text) => out.say("user", text),
             Input::Items(items) if items.is_empty() => {
-                Err(Failure::field("input", "at least one message was expected"))
+                return Err(Failure::field("input", "at least one message was expected"));
             }
             Input::Items(items) => {
-                let text = |item: &Item| match &item.content {
-                    ItemContent::Text(text) => text.clone(),
-                    ItemContent::Parts(parts) => parts.iter().map(|p| p.text.as_str()).collect(),
-                };
-                Ok(items.iter().map(|i| Message::new(i.role.name(), &text(i))).collect())
+                for (i, item) in items.iter().enumerate() {
+                    out.show(item.role.name(), pieces(&item.content, i)?)?;
+                }
             }
         }
+        Ok(out)
     }
 
     /// What is to be computed after the conversation `before`.
     ///
     /// # Errors
     /// If a value is out of its range.
-    pub fn job(&self, before: &[Message]) -> Result<Job, Failure> {
-        let mut messages: Vec<Message> = Vec::new();
-        messages.extend(self.instructions.as_deref().map(|i| Message::new("system", i)));
-        messages.extend_from_slice(before);
-        messages.extend(self.messages()?);
+    pub fn job(&self, before: &Conversation) -> Result<Job, Failure> {
+        let mut conversation = Conversation::default();
+        self.instructions.iter().for_each(|i| conversation.say("system", i));
+        let conversation = conversation.then(before.clone())?.then(self.messages()?)?;
         let top = within("top_logprobs", self.top_logprobs, 0, MOST_LOGPROBS as u64)?;
         let included = self.include.iter().flatten().any(|i| *i == Include::Logprobs);
         let settings = Settings {
@@ -247,9 +247,27 @@ impl Request {
             max_tokens: token_limit("max_output_tokens", self.max_output_tokens)?,
             settings,
             logprobs: top.or(included.then_some(0)),
-            ..Job::new(Prompt::Chat(messages))
+            ..Job::new(Prompt::Chat(conversation))
         })
     }
+}
+
+/// The content of item `i`.
+fn pieces(content: &Said<ItemPart>, i: usize) -> Result<Vec<Piece>, Failure> {
+    let parts = match content {
+        Said::Text(text) => return Ok(vec![Piece::Text(text.clone())]),
+        Said::Parts(parts) => parts,
+    };
+    let piece = |(j, part): (usize, &ItemPart)| match part {
+        ItemPart::InputText { text }
+        | ItemPart::OutputText { text, .. }
+        | ItemPart::Text { text } => Ok(Piece::Text(text.clone())),
+        ItemPart::InputImage { image_url, .. } => {
+            let field = format!("input[{i}].content[{j}].image_url");
+            Image::from_url(field, image_url).map(Piece::Image)
+        }
+    };
+    parts.iter().enumerate().map(piece).collect()
 }
 
 /// Bytes to a request and what it asks for, if nothing came before.
@@ -258,7 +276,7 @@ impl Request {
 /// If the body is refused.
 pub fn read(body: &[u8], reading: Reading) -> Result<(Decoded<Request>, Job), Failure> {
     let decoded: Decoded<Request> = decode(body, TABLE, reading)?;
-    let job = decoded.request.job(&[])?;
+    let job = decoded.request.job(&Conversation::default())?;
     Ok((decoded, job))
 }
 
@@ -405,7 +423,7 @@ pub fn output_text(text: &str, logprobs: Vec<Value>) -> Value {
 pub struct Keep {
     app: Shared,
     client: u64,
-    messages: Vec<Message>,
+    conversation: Conversation,
     input: Vec<Value>,
 }
 
@@ -415,10 +433,10 @@ impl Keep {
         if !response.store {
             return;
         }
-        let mut messages = std::mem::take(&mut self.messages);
-        messages.push(Message::new("assistant", text));
+        let mut conversation = std::mem::take(&mut self.conversation);
+        conversation.say("assistant", text);
         let input = std::mem::take(&mut self.input);
-        let kept = Kept { client: self.client, messages, input, body: value!(response) };
+        let kept = Kept { client: self.client, conversation, input, body: value!(response) };
         self.app.store.put(response.id.clone(), kept);
     }
 }
@@ -437,8 +455,8 @@ pub async fn handle(
 ) -> Reply {
     let (Decoded { request, ignored }, _) = read(&body, app.reading())?;
     let before = match &request.previous_response_id {
-        Some(id) => app.store.get(id, caller.client)?.messages,
-        None => Vec::new(),
+        Some(id) => app.store.get(id, caller.client)?.conversation,
+        None => Conversation::default(),
     };
     let new = request.messages()?;
     let job = request.job(&before)?;
@@ -448,9 +466,9 @@ pub async fn handle(
     let head = Head::new(&app, &model, "resp_");
     let mut response = Response::begun(&request, head, &model.text.defaults);
     let message_id = app.fresh_id("msg_");
-    let input = new.iter().map(|m| item(&app, m)).collect();
-    let messages = [before, new].concat();
-    let mut keep = Keep { app: app.clone(), client: caller.client, messages, input };
+    let input = items(&app, &new);
+    let conversation = before.then(new)?;
+    let mut keep = Keep { app: app.clone(), client: caller.client, conversation, input };
     let reply = if request.stream.unwrap_or(false) {
         let stream = Stream::new(response, message_id, keep);
         stream::respond(answers, stream, stream::EVENTS)
@@ -467,13 +485,29 @@ pub async fn handle(
     Ok(signed(reply, &model, seed, &ignored))
 }
 
-/// A message as an item of the input.
-fn item(app: &Shared, message: &Message) -> Value {
-    let kind = if message.role == "assistant" { "output_text" } else { "input_text" };
-    value!({
-        "id": app.fresh_id("msg_"), "type": "message", "status": "completed", "role": message.role,
-        "content": [{"type": kind, "text": message.content}],
-    })
+/// Messages as items of the input.
+fn items(app: &Shared, conversation: &Conversation) -> Vec<Value> {
+    let mut images = conversation.images.iter();
+    let items = conversation.messages.iter().map(|message| {
+        let kind = if message.role == "assistant" { "output_text" } else { "input_text" };
+        let content: Vec<Value> = match message.content.as_array() {
+            None => vec![value!({"type": kind, "text": message.content})],
+            Some(parts) => (parts.iter())
+                .map(|part| match part["text"].as_str() {
+                    Some(text) => value!({"type": kind, "text": text}),
+                    None => {
+                        let url = images.next().map(Image::url);
+                        value!({"type": "input_image", "detail": "auto", "image_url": url})
+                    }
+                })
+                .collect(),
+        };
+        value!({
+            "id": app.fresh_id("msg_"), "type": "message", "status": "completed",
+            "role": message.role, "content": content,
+        })
+    });
+    items.collect()
 }
 
 /// A stored response.

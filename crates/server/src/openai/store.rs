@@ -2,7 +2,7 @@
 //! bounded, and only for the key that made them.
 
 use crate::failure::{Failure, Kind};
-use lapidary_formats::chat::Message;
+use crate::pictures::Conversation;
 use serde_json::Value;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ pub struct Kept {
     /// Whose it is.
     pub client: u64,
     /// The conversation, the answer included, without instructions.
-    pub messages: Vec<Message>,
+    pub conversation: Conversation,
     /// What was new in the request, as items.
     pub input: Vec<Value>,
     /// The response.
@@ -26,8 +26,15 @@ pub struct Kept {
 
 impl Kept {
     fn bytes(&self) -> usize {
-        let text = |m: &Message| m.content.as_str().map_or(0, str::len) + 64;
-        self.messages.iter().map(text).sum::<usize>() * 2 + 2048
+        let text = |content: &Value| match content {
+            Value::Array(parts) => {
+                parts.iter().filter_map(|p| p["text"].as_str()).map(str::len).sum()
+            }
+            content => content.as_str().map_or(0, str::len),
+        };
+        let texts: usize = self.conversation.messages.iter().map(|m| text(&m.content) + 64).sum();
+        let pictures: usize = self.conversation.images.iter().map(|i| i.data.len() + 256).sum();
+        (texts + pictures) * 2 + 2048
     }
 }
 
@@ -99,8 +106,9 @@ mod tests {
     use super::*;
 
     fn kept(client: u64, bytes: usize) -> Kept {
-        let messages = vec![Message::new("user", &"x".repeat(bytes))];
-        Kept { client, messages, input: vec![], body: Value::Null }
+        let mut conversation = Conversation::default();
+        conversation.say("user", &"x".repeat(bytes));
+        Kept { client, conversation, input: vec![], body: Value::Null }
     }
 
     #[test]
