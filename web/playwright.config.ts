@@ -7,8 +7,6 @@ export default defineConfig({
   workers: 2,
   timeout: 30_000,
   forbidOnly: true,
-  // A browser that closes a dialog may lose keys; a test that needed a second try is listed as flaky.
-  retries: 3,
   reporter: [['list']],
   globalSetup: './e2e/server.ts',
   use: {

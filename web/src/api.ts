@@ -15,6 +15,8 @@ export interface Model {
   id: string
   /** Tokens that fit, prompt and answer together, where the server says so. */
   context?: number
+  /** Whether pictures can be shown to it. */
+  vision?: boolean
   /** The model that an adapter belongs to, where the server says so. */
   parent?: string
 }
@@ -27,9 +29,18 @@ export interface Piece {
   usage?: { prompt: number; completion: number; cached?: number }
 }
 
+/** A part of a turn's content. */
+export type Part = { type: 'text'; text: string } | { type: 'image_url'; image_url: { url: string } }
+
+/** A turn: text, or parts if it shows pictures. */
+export interface Turn {
+  role: string
+  content: string | Part[]
+}
+
 export interface ChatRequest {
   model: string
-  messages: { role: string; content: string }[]
+  messages: Turn[]
   sampling: Sampling
   /** How many alternatives to ask for with each token; 0 asks for none. */
   alternatives: number
@@ -92,6 +103,7 @@ export async function listModels(key: string, signal?: AbortSignal): Promise<Mod
     const model: Model = { id: entry.id }
     const context = positive(entry.context_length) ?? positive(entry.max_model_len)
     if (context) model.context = context
+    if (entry.vision === true) model.vision = true
     if (typeof entry.parent === 'string') model.parent = entry.parent
     return [model]
   })

@@ -1,5 +1,5 @@
 import { useEffect, useLayoutEffect, useRef, useState } from 'preact/hooks'
-import { onKey } from './commands.ts'
+import { attach, onKey } from './commands.ts'
 import { Composer } from './composer.tsx'
 import { Icon, Mark } from './icons.tsx'
 import { t } from './i18n.ts'
@@ -8,6 +8,7 @@ import { KeyDialog, Options } from './dialogs.tsx'
 import { MessageView } from './message.tsx'
 import { Notices } from './notice.tsx'
 import { Palette } from './palette.tsx'
+import { picturesIn } from './pictures.ts'
 import { Sidebar } from './sidebar.tsx'
 import * as store from './store.ts'
 import * as ui from './ui.ts'
@@ -23,8 +24,15 @@ export function App() {
   }, [c.title])
   // On a phone the list lies over the text, which then can't be reached.
   const covered = ui.sidebar.value && !ui.wide.matches
+  // A picture that is let go beside the field must not replace the page.
+  const onDragOver = (e: DragEvent) => e.dataTransfer?.types.includes('Files') && e.preventDefault()
+  const onDrop = (e: DragEvent) => {
+    if (!e.dataTransfer?.types.includes('Files')) return
+    e.preventDefault()
+    void attach(picturesIn(e.dataTransfer))
+  }
   return (
-    <div class={`page${ui.sidebar.value ? ' listed' : ''}`}>
+    <div class={`page${ui.sidebar.value ? ' listed' : ''}`} onDragOver={onDragOver} onDrop={onDrop}>
       <a class="skip" href="#message" onClick={(e) => (e.preventDefault(), ui.focusComposer())}>{t('skip')}</a>
       <Sidebar />
       {covered && <div class="veil" onClick={() => (ui.sidebar.value = false)} />}

@@ -1,4 +1,5 @@
 // Everything the page can do, for the palette and for the keyboard.
+import { MOST, readPicture, TYPES } from './pictures.ts'
 import { exportText, importText, BadFile } from './transfer.ts'
 import { count, language, t } from './i18n.ts'
 import { notify } from './notice.tsx'
@@ -44,6 +45,7 @@ export function commands(): Command[] {
     answered && { label: t('regenerate'), keys: 'Alt R', run: regenerateLast },
     answered && { label: t('editLast'), keys: '↑', run: editLast },
     answered && { label: t('showTokens'), keys: 'Alt T', run: toggleTokens },
+    store.sees.value && { label: t('addPicture'), run: choosePictures },
     { label: t('options'), keys: 'Alt O', run: () => (ui.options.value = true) },
     { label: ui.sidebar.value ? t('hideList') : t('showList'), keys: 'Alt L', run: () => (ui.sidebar.value = !ui.sidebar.peek()) },
     { label: t('nextTheme'), run: store.flipTheme },
@@ -77,6 +79,32 @@ export function onKey(e: KeyboardEvent) {
     if (store.running.peek()) store.stop()
     else if (ui.sidebar.peek() && !ui.wide.matches) ui.sidebar.value = false
   }
+}
+
+/** Puts pictures beside what is being written, or says why not. */
+export async function attach(files: File[]) {
+  if (files.length === 0) return
+  if (!store.sees.peek()) return notify(t('blind', { id: store.current.peek().model || t('noModel') }))
+  for (const file of files) {
+    if (ui.pictures.peek().length >= MOST) return notify(t('picturesMany', { n: MOST }))
+    try {
+      const { picture, smaller } = await readPicture(file)
+      ui.pictures.value = [...ui.pictures.peek(), picture]
+      if (smaller) notify(t('pictureSmaller', { name: picture.name, size: smaller.join(' × ') }))
+    } catch {
+      notify(t('pictureWrong', { name: file.name }))
+    }
+  }
+  ui.focusComposer()
+}
+
+export function choosePictures() {
+  const input = document.createElement('input')
+  input.type = 'file'
+  input.multiple = true
+  input.accept = TYPES.join()
+  input.onchange = () => void attach([...(input.files ?? [])])
+  input.click()
 }
 
 function download(name: string, text: string) {

@@ -1,5 +1,5 @@
 import type { ComponentChildren } from 'preact'
-import { useEffect, useRef, useState } from 'preact/hooks'
+import { useLayoutEffect, useRef, useState } from 'preact/hooks'
 import { exportAll, exportOne, importFile } from './commands.ts'
 import { Icon } from './icons.tsx'
 import { language, t, type Key } from './i18n.ts'
@@ -10,25 +10,40 @@ import * as ui from './ui.ts'
 interface DialogProps {
   open: boolean
   close: () => void
+  /** What to do when it is closed and the focus is back where it was. */
+  after?: () => void
   label: string
   class: string
   children: ComponentChildren
 }
 
 /** A modal dialog: the browser keeps the focus in it, and Escape or a click beside it closes it. */
-export function Dialog({ open, close, label, class: name, children }: DialogProps) {
+export function Dialog({ open, close, after, label, class: name, children }: DialogProps) {
   const ref = useRef<HTMLDialogElement>(null)
-  useEffect(() => {
+  const was = useRef(false)
+  // Not a later effect: the next key may be on its way when a dialog closes.
+  useLayoutEffect(() => {
     const d = ref.current!
     if (open && !d.open) {
       d.showModal()
       // Its first field would open a phone's keyboard, its first button looks like the one to press.
       if (name === 'side') d.focus()
     }
-    if (!open && d.open) d.close()
+    if (!open && was.current) {
+      d.close()
+      after?.()
+      ui.placeCaret()
+    }
+    was.current = open
   }, [open])
+  // Escape closes it as the page's own buttons do: before the next key, and not some time after it.
+  const onCancel = (e: Event) => {
+    e.preventDefault()
+    close()
+  }
   return (
-    <dialog ref={ref} class={name} aria-label={label} tabIndex={-1} onClose={close} onClick={(e) => e.target === ref.current && close()}>
+    <dialog ref={ref} class={name} aria-label={label} tabIndex={-1} onCancel={onCancel} onClose={close}
+      onClick={(e) => e.target === ref.current && close()}>
       {open && children}
     </dialog>
   )
@@ -89,12 +104,9 @@ const FIELDS: [NumberKey, Range][] = [
 ]
 
 export function Options() {
-  const close = () => {
-    ui.options.value = false
-    ui.focusComposer()
-  }
+  const close = () => (ui.options.value = false)
   return (
-    <Dialog open={ui.options.value} close={close} label={t('options')} class="side">
+    <Dialog open={ui.options.value} close={close} after={ui.focusComposer} label={t('options')} class="side">
       <div class="head">
         <h2>{t('options')}</h2>
         <button type="button" class="icon" onClick={close} aria-label={t('close')}><Icon name="close" /></button>

@@ -17,6 +17,7 @@ const PATHS = {
   trash: 'M4 6h12M8 6V4h4v2M6 6l.7 10h6.6L14 6',
   more: 'M5 10h.01M10 10h.01M15 10h.01',
   branch: 'M6 4v12M6 12c0-3 8-2 8-6M14 6V4M4 16h4M12 4h4',
+  picture: 'M3 4h14v12H3zM3 13l4-4 4 4 2-2 4 4M13 7h.01',
   search: 'M9 4a5 5 0 1 0 0 10A5 5 0 0 0 9 4zM13 13l4 4',
 } as const
 

@@ -49,7 +49,7 @@ function failureOf(m: Message, live: boolean): Failure | undefined {
 }
 
 function Body({ message: m, live, busy, dissected }: Props) {
-  if (m.role === 'user') return <p class="said">{m.text}</p>
+  if (m.role === 'user') return <Said message={m} />
   const failure = failureOf(m, live)
   return (
     <>
@@ -58,6 +58,19 @@ function Body({ message: m, live, busy, dissected }: Props) {
       {dissected && !m.tokens && !live && <p class="aside">{t('tokensNone')}</p>}
       {failure && <FailureText failure={failure} retry={() => store.regenerate(m)} />}
       {!failure && !live && <Ending message={m} busy={busy} />}
+    </>
+  )
+}
+
+function Said({ message: m }: { message: Message }) {
+  return (
+    <>
+      {m.pictures && (
+        <ul class="pictures" aria-label={t('pictures')}>
+          {m.pictures.map((p, i) => <li key={i}><img src={p.url} alt={p.name} title={p.name} /></li>)}
+        </ul>
+      )}
+      {m.text !== '' && <p class="said">{m.text}</p>}
     </>
   )
 }

@@ -21,12 +21,12 @@ export function matches(label: string, query: string): boolean {
 }
 
 export function Palette() {
-  const close = () => {
-    ui.palette.value = false
+  const close = () => (ui.palette.value = false)
+  const after = () => {
     if (!document.querySelector('dialog[open]') && !ui.editing.peek()) ui.focusComposer()
   }
   return (
-    <Dialog open={ui.palette.value} close={close} label={t('palette')} class="palette">
+    <Dialog open={ui.palette.value} close={close} after={after} label={t('palette')} class="palette">
       <Finder close={close} />
     </Dialog>
   )

@@ -3,8 +3,9 @@ import { computed, effect, signal, type Signal } from '@preact/signals'
 import { chat, listModels, RequestFailed, type ChatRequest, type Model, type Piece } from './api.ts'
 import * as db from './db.ts'
 import { language, preferred, type Language } from './i18n.ts'
-import { add, before, change, fork, newId, path, titleOf, turn } from './tree.ts'
-import type { Candidate, Conversation, Failure, Figures, Message, Sampling, Summary, Token } from './types.ts'
+import { add, change, fork, newId, path, titleOf, turn } from './tree.ts'
+import { turnsFor } from './turns.ts'
+import type { Candidate, Conversation, Failure, Figures, Message, Picture, Sampling, Summary, Token } from './types.ts'
 
 // ---- what a person prefers, in localStorage -------------------------------------------------------
 
@@ -241,22 +242,26 @@ export const running = computed(() => runs.value[currentId.value] ?? null)
 const leaf = () => shown.peek().at(-1) ?? null
 
 /** Adds a message of the person under `parent`, and has it answered. */
-function say(parent: string | null, text: string) {
+function say(parent: string | null, text: string, pictures: Picture[]) {
   const c = current.peek()
   const message: Message = { id: newId(), parent, role: 'user', text, at: Date.now() }
-  update(c.id, (c) => ({ ...add(c, message), title: c.title || titleOf(text) }))
+  if (pictures.length > 0) message.pictures = pictures
+  update(c.id, (c) => ({ ...add(c, message), title: c.title || titleOf(text || pictures[0]?.name || '') }))
   show(c.id)
   respond(c.id, message.id)
 }
 
-export function send(text: string) {
-  if (!running.peek() && text.trim()) say(leaf()?.id ?? null, text)
+export function send(text: string, pictures: Picture[] = []) {
+  if (!running.peek() && (text.trim() || pictures.length > 0)) say(leaf()?.id ?? null, text, pictures)
 }
+
+/** Whether pictures can be shown to the model of this conversation. */
+export const sees = computed(() => models.value.find((m) => m.id === current.value.model)?.vision === true)
 
 /** An edited message becomes a sibling; a person's own is answered anew. */
 export function edit(m: Message, text: string) {
   if (running.peek()) return
-  if (m.role === 'user') return say(m.parent, text)
+  if (m.role === 'user') return say(m.parent, text, m.pictures ?? [])
   const { tokens: _, figures: __, failure: ___, ...rest } = m
   const copy: Message = { ...rest, id: newId(), text, at: Date.now(), finish: 'stop', edited: true }
   update(current.peek().id, (c) => add(c, copy))
@@ -313,21 +318,6 @@ export function forkAt(m: Message) {
   const copy = hold(fork(current.peek(), m.id, Date.now()))
   void saveNow(copy.id)
   show(copy.id)
-}
-
-/**
- * The turns as the model gets them. An answer that failed before its first word is left out, and turns
- * of one side that then meet become one: many templates want the sides to alternate.
- */
-export function turnsFor(c: Conversation, answer: string): { role: string; content: string }[] {
-  const turns: { role: string; content: string }[] = []
-  for (const m of before(c, answer)) {
-    if (m.text === '') continue
-    const last = turns.at(-1)
-    if (last?.role === m.role) last.content += `\n\n${m.text}`
-    else turns.push({ role: m.role, content: m.text })
-  }
-  return c.system.trim() ? [{ role: 'system', content: c.system }, ...turns] : turns
 }
 
 /** Streams an answer into a message that is there already; what is begun goes along as the last turn. */

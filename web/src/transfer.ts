@@ -1,6 +1,7 @@
 // Conversations as a JSON file. A file that is read may come from anywhere: every field is checked.
+import { isPicture } from './pictures.ts'
 import { newId } from './tree.ts'
-import type { Candidate, Conversation, Failure, Figures, Message, Sampling, Token } from './types.ts'
+import type { Candidate, Conversation, Failure, Figures, Message, Picture, Sampling, Token } from './types.ts'
 
 const FORMAT = 'lapidary-conversations'
 const VERSION = 1
@@ -71,12 +72,20 @@ function message(v: unknown, at: string, known: Set<string>): Message {
     at: number(v.at, `${at}.at`),
   }
   if (typeof v.model === 'string') m.model = v.model
+  if (Array.isArray(v.pictures)) m.pictures = v.pictures.map((p, i) => picture(p, `${at}.pictures[${i}]`))
   if (typeof v.finish === 'string') m.finish = v.finish
   if (v.edited === true) m.edited = true
   if (Array.isArray(v.tokens)) m.tokens = v.tokens.map((t, i) => token(t, `${at}.tokens[${i}]`))
   if (v.failure !== undefined) m.failure = failure(v.failure, `${at}.failure`)
   if (isObject(v.figures)) m.figures = figures(v.figures, `${at}.figures`)
   return m
+}
+
+function picture(v: unknown, at: string): Picture {
+  if (!isObject(v)) throw new BadFile(`${at}: expected an object`)
+  const url = string(v.url, `${at}.url`)
+  if (!isPicture(url)) throw new BadFile(`${at}.url: expected a PNG, JPEG or WebP picture as a data URL`)
+  return { name: string(v.name, `${at}.name`), url }
 }
 
 const CODES: readonly string[] = ['network', 'broken', 'key', 'forbidden', 'missing', 'large', 'busy', 'refused', 'server', 'strange'] satisfies Failure['code'][]

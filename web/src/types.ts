@@ -45,12 +45,22 @@ export interface Figures {
   span: number
 }
 
+/** A picture that a message shows. */
+export interface Picture {
+  /** The name of its file. */
+  name: string
+  /** A data URL: PNG, JPEG or WebP. */
+  url: string
+}
+
 export interface Message {
   id: string
   /** The message that this one answers; null at the head of the conversation. */
   parent: string | null
   role: 'user' | 'assistant'
   text: string
+  /** Shown before the text. */
+  pictures?: Picture[]
   /** When it was made, in milliseconds since 1970. */
   at: number
   model?: string

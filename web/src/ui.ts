@@ -1,5 +1,6 @@
 // What is open on the screen, and nothing that is kept.
 import { signal } from '@preact/signals'
+import type { Picture } from './types.ts'
 
 /** Wide enough for the list of conversations beside the text. */
 export const wide = matchMedia('(min-width: 56rem)')
@@ -12,6 +13,8 @@ export const editing = signal<string | null>(null)
 export const dissected = signal<ReadonlySet<string>>(new Set())
 /** What stands in the message field. */
 export const draft = signal('')
+/** The pictures beside it. */
+export const pictures = signal<Picture[]>([])
 
 wide.addEventListener('change', () => (sidebar.value = wide.matches))
 
@@ -24,6 +27,15 @@ export function dissect(id: string, on = !dissected.peek().has(id)) {
 
 export function focusComposer() {
   document.getElementById('message')?.focus()
+}
+
+/**
+ * Puts the caret where the focus is. A browser that closes a dialog gives the focus back and leaves
+ * the caret behind, in a field that is not there any more: keys come and nothing is written.
+ */
+export function placeCaret() {
+  const at = document.activeElement
+  if (at instanceof HTMLTextAreaElement) at.setSelectionRange(at.selectionStart, at.selectionEnd)
 }
 
 const mac = /Mac|iPhone|iPad/.test(navigator.platform)

@@ -62,9 +62,9 @@ test('each refusal has its meaning', async () => {
 })
 
 test('the list of models', async () => {
-  const fetch = vi.fn(async () => Response.json({ data: [{ id: 'a', context_length: 512 }, { id: 'b', parent: 'a' }, { no: 1 }] }))
+  const fetch = vi.fn(async () => Response.json({ data: [{ id: 'a', context_length: 512, vision: true }, { id: 'b', parent: 'a' }, { no: 1 }] }))
   vi.stubGlobal('fetch', fetch)
-  expect(await listModels('k')).toEqual([{ id: 'a', context: 512 }, { id: 'b', parent: 'a' }])
+  expect(await listModels('k')).toEqual([{ id: 'a', context: 512, vision: true }, { id: 'b', parent: 'a' }])
   expect(fetch.mock.calls[0]).toMatchObject(['v1/models', { headers: { Authorization: 'Bearer k' } }])
 })
 
