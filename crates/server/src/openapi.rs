@@ -2,6 +2,7 @@
 
 use crate::{anthropic, gemini, ollama, openai, own};
 use utoipa::OpenApi;
+use utoipa::openapi::path::PathItem;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -47,5 +48,17 @@ struct Document;
 
 /// The document.
 pub fn document() -> utoipa::openapi::OpenApi {
-    Document::openapi()
+    let mut document = Document::openapi();
+    // Google's newer clients say v1 where the older ones say v1beta: the same handlers answer.
+    let twin = |(path, item): (&String, &PathItem)| {
+        let rest = path.strip_prefix("/v1beta/").filter(|rest| rest.contains(':'))?;
+        let mut item = item.clone();
+        let operation = item.post.as_mut()?;
+        operation.operation_id = operation.operation_id.take().map(|id| id + "V1");
+        Some((format!("/v1/{rest}"), item))
+    };
+    let paths = &mut document.paths.paths;
+    let twins: Vec<_> = paths.iter().filter_map(twin).collect();
+    paths.extend(twins);
+    document
 }

@@ -62,6 +62,10 @@ fn every_path_of_the_document_says_what_it_answers() {
     for endpoint in DIALECTS.iter().flat_map(|d| d.1) {
         assert!(paths.contains_key(endpoint.path), "{}", endpoint.path);
     }
+    for method in ["generateContent", "countTokens", "embedContent", "batchEmbedContents"] {
+        let path = format!("/v1/models/{{model}}:{method}");
+        assert!(paths[&path]["post"].is_object(), "{path}");
+    }
     for (path, methods) in paths {
         for (method, operation) in methods.as_object().unwrap() {
             let responses = operation["responses"].as_object().unwrap();

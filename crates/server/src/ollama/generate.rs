@@ -8,7 +8,6 @@ use crate::auth::Caller;
 use crate::failure::{Failure, Reply};
 use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
 use crate::job::{Job, MOST_LOGPROBS, Prompt, within};
-use crate::model::Model;
 use crate::pictures::{Conversation, Image, Piece};
 use crate::stream;
 use axum::extract::{Extension, State};
@@ -368,11 +367,9 @@ pub async fn chat(
 ) -> Reply {
     let start = Instant::now();
     let (Decoded { request, ignored }, job) = read_chat(&body, app.reading())?;
-    let model = app.registry.get(&request.model).await?;
-    request.options.unwrap_or_default().check(model.card.context)?;
-    let head = Head::new(&model, true, start);
-    let stream = request.stream.unwrap_or(true);
-    answer(&app, &caller, &model, job, head, stream, &ignored).await
+    let ChatRequest { model, options, stream, .. } = request;
+    let asked = Asked { model, options, stream, chat: true, start, job, ignored };
+    answer(&app, &caller, asked).await
 }
 
 /// Answers a prompt.
@@ -389,38 +386,38 @@ pub async fn generate(
 ) -> Reply {
     let start = Instant::now();
     let (Decoded { request, ignored }, job) = read_generate(&body, app.reading())?;
-    let model = app.registry.get(&request.model).await?;
-    request.options.unwrap_or_default().check(model.card.context)?;
-    let head = Head::new(&model, false, start);
-    let stream = request.stream.unwrap_or(true);
-    answer(&app, &caller, &model, job, head, stream, &ignored).await
+    let GenerateRequest { model, options, stream, .. } = request;
+    let asked = Asked { model, options, stream, chat: false, start, job, ignored };
+    answer(&app, &caller, asked).await
 }
 
-impl Head {
-    fn new(model: &Model, chat: bool, start: Instant) -> Self {
-        let (name, fingerprint) = (model.name.clone(), model.fingerprint.clone());
-        Self { model: name, fingerprint, chat, start, loaded: Instant::now() }
-    }
-}
-
-async fn answer(
-    app: &Shared,
-    caller: &Caller,
-    model: &Arc<Model>,
+/// What both endpoints were asked for.
+struct Asked {
+    model: String,
+    options: Option<Options>,
+    stream: Option<bool>,
+    chat: bool,
+    /// When the request came.
+    start: Instant,
     job: Option<Job>,
-    head: Head,
-    stream: bool,
-    ignored: &[String],
-) -> Reply {
+    ignored: Vec<String>,
+}
+
+async fn answer(app: &Shared, caller: &Caller, asked: Asked) -> Reply {
+    let Asked { model, options, stream, chat, start, job, ignored } = asked;
+    let model = app.registry.get(&model).await?;
+    options.unwrap_or_default().check(model.card.context)?;
+    let (name, fingerprint) = (model.name.clone(), model.fingerprint.clone());
+    let head = Head { model: name, fingerprint, chat, start, loaded: Instant::now() };
     let Some(job) = job else {
         // An empty request loads the model.
         let loaded = Response { done: true, done_reason: Some("load"), ..head.line("", None) };
-        return Ok(signed(json(&loaded), model, None, ignored));
+        return Ok(signed(json(&loaded), &model, None, &ignored));
     };
     let wanted = job.logprobs.is_some();
-    let answers: Answers = app.answers(model, vec![job], caller).await?;
+    let answers: Answers = app.answers(&model, vec![job], caller).await?;
     let seed = Some(answers.seed);
-    let reply = if stream {
+    let reply = if stream.unwrap_or(true) {
         stream::respond(answers, Stream::new(head), stream::LINES)
     } else {
         let (choices, usage) = answers.collect().await?;
@@ -429,5 +426,5 @@ async fn answer(
         let tokens = choice.map(|c| &c.tokens[..]).filter(|_| wanted);
         json(&head.last(text, tokens, choice.map_or(&End::Stop, |c| &c.end), &usage))
     };
-    Ok(signed(reply, model, seed, ignored))
+    Ok(signed(reply, &model, seed, &ignored))
 }

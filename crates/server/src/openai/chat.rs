@@ -1,12 +1,13 @@
 //! `/v1/chat/completions`.
 
-use super::content::{ChatMessage, MESSAGE, logit_bias, logprobs, messages};
+use super::content::{ChatMessage, MESSAGE, logprobs, messages};
+use super::sampling::sampled;
 use crate::answer::{Choice, End, Part, Token};
 use crate::app::{App, Shared, Whole, json, signed};
 use crate::auth::Caller;
 use crate::failure::{Failure, Reply};
 use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
-use crate::job::{Job, MOST_CHOICES, OneOrMany, Prompt, Settings, stops, token_limit, within};
+use crate::job::{Job, Prompt, token_limit};
 use crate::model::Model;
 use crate::stream::{self, Encoder, sse};
 use axum::extract::{Extension, State};
@@ -65,62 +66,40 @@ pub const TABLE: Table = &[
 const STREAM_OPTIONS: Table =
     &[yes("include_usage"), differs("include_obfuscation", "has no effect: nothing is padded")];
 
-/// A request.
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(as = ChatCompletionRequest)]
-pub struct Request {
-    /// A name from `/v1/models`.
-    pub model: String,
-    /// The conversation.
-    pub messages: Vec<ChatMessage>,
-    /// Send the answer as it is made.
-    pub stream: Option<bool>,
-    /// What a stream has.
-    pub stream_options: Option<StreamOptions>,
-    /// Tokens of an answer at most.
-    pub max_completion_tokens: Option<u64>,
-    /// Tokens of an answer at most.
-    pub max_tokens: Option<u64>,
-    /// 0 takes the likeliest token.
-    pub temperature: Option<f32>,
-    /// Only the likeliest tokens whose probabilities reach this sum.
-    pub top_p: Option<f32>,
-    /// Only the likeliest so many tokens.
-    pub top_k: Option<usize>,
-    /// Only tokens at least this times as likely as the likeliest.
-    pub min_p: Option<f32>,
-    /// Only tokens whose information is near what is expected.
-    pub typical_p: Option<f32>,
-    /// Divides the logits of tokens that occurred.
-    pub repetition_penalty: Option<f32>,
-    /// Taken from logits as often as their token occurred in the answer.
-    pub frequency_penalty: Option<f32>,
-    /// Taken from logits whose token occurred in the answer.
-    pub presence_penalty: Option<f32>,
-    /// Added to the logits of tokens.
-    pub logit_bias: Option<HashMap<String, f32>>,
-    /// The same seed, the same answer.
-    pub seed: Option<i64>,
-    /// Strings that end the answer.
-    pub stop: Option<OneOrMany<String>>,
-    /// Answers.
-    pub n: Option<u64>,
-    /// Give the tokens with their probabilities.
-    pub logprobs: Option<bool>,
-    /// Alternatives of each token.
-    pub top_logprobs: Option<u64>,
-    /// Accepted, without effect.
-    pub user: Option<String>,
-    /// Accepted, without effect.
-    pub metadata: Option<HashMap<String, String>>,
-    /// Accepted, without effect.
-    pub safety_identifier: Option<String>,
-    /// Accepted, without effect.
-    pub prompt_cache_key: Option<String>,
-    /// Accepted, without effect.
-    pub prompt_cache_retention: Option<String>,
-    /// Accepted, without effect.
-    pub parallel_tool_calls: Option<bool>,
+sampled! {
+    /// A request.
+    #[derive(Debug, Deserialize, ToSchema)]
+    #[schema(as = ChatCompletionRequest)]
+    pub struct Request {
+        /// A name from `/v1/models`.
+        pub model: String,
+        /// The conversation.
+        pub messages: Vec<ChatMessage>,
+        /// Send the answer as it is made.
+        pub stream: Option<bool>,
+        /// What a stream has.
+        pub stream_options: Option<StreamOptions>,
+        /// Tokens of an answer at most.
+        pub max_completion_tokens: Option<u64>,
+        /// Tokens of an answer at most.
+        pub max_tokens: Option<u64>,
+        /// Give the tokens with their probabilities.
+        pub logprobs: Option<bool>,
+        /// Alternatives of each token.
+        pub top_logprobs: Option<u64>,
+        /// Accepted, without effect.
+        pub user: Option<String>,
+        /// Accepted, without effect.
+        pub metadata: Option<HashMap<String, String>>,
+        /// Accepted, without effect.
+        pub safety_identifier: Option<String>,
+        /// Accepted, without effect.
+        pub prompt_cache_key: Option<String>,
+        /// Accepted, without effect.
+        pub prompt_cache_retention: Option<String>,
+        /// Accepted, without effect.
+        pub parallel_tool_calls: Option<bool>,
+    }
 }
 
 /// What a stream has.
@@ -140,23 +119,9 @@ impl Request {
     pub fn job(&self) -> Result<Job, Failure> {
         let limit = token_limit("max_completion_tokens", self.max_completion_tokens)?;
         Ok(Job {
-            prompt: Prompt::Chat(messages(&self.messages)?),
             max_tokens: limit.or(token_limit("max_tokens", self.max_tokens)?),
-            settings: Settings {
-                temperature: self.temperature,
-                top_k: self.top_k,
-                top_p: self.top_p,
-                min_p: self.min_p,
-                typical_p: self.typical_p,
-                repetition_penalty: self.repetition_penalty,
-                presence_penalty: self.presence_penalty,
-                frequency_penalty: self.frequency_penalty,
-                logit_bias: logit_bias(&self.logit_bias)?,
-                seed: self.seed,
-            },
-            stop: stops("stop", self.stop.clone())?,
-            choices: within("n", self.n, 1, MOST_CHOICES as u64)?.unwrap_or(1),
             logprobs: logprobs(self.logprobs, self.top_logprobs)?,
+            ..self.sampled(Prompt::Chat(messages(&self.messages)?))?
         })
     }
 }

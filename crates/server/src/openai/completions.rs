@@ -1,18 +1,17 @@
 //! `/v1/completions`: text to be continued, without a chat template.
 
 use super::chat::{Head, StreamOptions, Usage, finish_reason};
-use super::content::logit_bias;
+use super::sampling::sampled;
 use crate::answer::{Choice, Part, Token};
 use crate::app::{Shared, Whole, json, signed};
 use crate::auth::Caller;
 use crate::failure::{Failure, Reply};
 use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
-use crate::job::{Job, MOST_CHOICES, OneOrMany, Prompt, Settings, stops, token_limit, within};
+use crate::job::{Job, Prompt, token_limit, within};
 use crate::stream::{self, Encoder, sse};
 use axum::extract::{Extension, State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json as value};
-use std::collections::HashMap;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
@@ -49,48 +48,26 @@ pub const TABLE: Table = &[
 /// Prompts of a request at most.
 const MOST_PROMPTS: usize = 64;
 
-/// A request.
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(as = CompletionRequest)]
-pub struct Request {
-    /// A name from `/v1/models`.
-    pub model: String,
-    /// What to continue.
-    pub prompt: Prompts,
-    /// Send the answer as it is made.
-    pub stream: Option<bool>,
-    /// What a stream has.
-    pub stream_options: Option<StreamOptions>,
-    /// Tokens of an answer at most.
-    pub max_tokens: Option<u64>,
-    /// 0 takes the likeliest token.
-    pub temperature: Option<f32>,
-    /// Only the likeliest tokens whose probabilities reach this sum.
-    pub top_p: Option<f32>,
-    /// Only the likeliest so many tokens.
-    pub top_k: Option<usize>,
-    /// Only tokens at least this times as likely as the likeliest.
-    pub min_p: Option<f32>,
-    /// Only tokens whose information is near what is expected.
-    pub typical_p: Option<f32>,
-    /// Divides the logits of tokens that occurred.
-    pub repetition_penalty: Option<f32>,
-    /// Taken from logits as often as their token occurred in the answer.
-    pub frequency_penalty: Option<f32>,
-    /// Taken from logits whose token occurred in the answer.
-    pub presence_penalty: Option<f32>,
-    /// Added to the logits of tokens.
-    pub logit_bias: Option<HashMap<String, f32>>,
-    /// The same seed, the same answer.
-    pub seed: Option<i64>,
-    /// Strings that end the answer.
-    pub stop: Option<OneOrMany<String>>,
-    /// Answers to each prompt.
-    pub n: Option<u64>,
-    /// Alternatives of each token.
-    pub logprobs: Option<u64>,
-    /// Accepted, without effect.
-    pub user: Option<String>,
+sampled! {
+    /// A request.
+    #[derive(Debug, Deserialize, ToSchema)]
+    #[schema(as = CompletionRequest)]
+    pub struct Request {
+        /// A name from `/v1/models`.
+        pub model: String,
+        /// What to continue.
+        pub prompt: Prompts,
+        /// Send the answer as it is made.
+        pub stream: Option<bool>,
+        /// What a stream has.
+        pub stream_options: Option<StreamOptions>,
+        /// Tokens of an answer at most.
+        pub max_tokens: Option<u64>,
+        /// Alternatives of each token.
+        pub logprobs: Option<u64>,
+        /// Accepted, without effect.
+        pub user: Option<String>,
+    }
 }
 
 /// One text or many, as text or as token ids.
@@ -144,23 +121,9 @@ impl Request {
     /// If a value is out of its range.
     pub fn jobs(&self) -> Result<Vec<Job>, Failure> {
         let job = Job {
-            prompt: Prompt::Text(String::new()),
             max_tokens: token_limit("max_tokens", self.max_tokens)?.or(Some(DEFAULT_TOKENS)),
-            settings: Settings {
-                temperature: self.temperature,
-                top_k: self.top_k,
-                top_p: self.top_p,
-                min_p: self.min_p,
-                typical_p: self.typical_p,
-                repetition_penalty: self.repetition_penalty,
-                presence_penalty: self.presence_penalty,
-                frequency_penalty: self.frequency_penalty,
-                logit_bias: logit_bias(&self.logit_bias)?,
-                seed: self.seed,
-            },
-            stop: stops("stop", self.stop.clone())?,
-            choices: within("n", self.n, 1, MOST_CHOICES as u64)?.unwrap_or(1),
             logprobs: within("logprobs", self.logprobs, 0, 20)?,
+            ..self.sampled(Prompt::Text(String::new()))?
         };
         let prompts = self.prompt.all("prompt")?;
         Ok(prompts.into_iter().map(|prompt| Job { prompt, ..job.clone() }).collect())

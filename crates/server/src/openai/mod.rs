@@ -9,6 +9,7 @@ pub mod embeddings;
 pub mod models;
 pub mod responses;
 pub mod responses_stream;
+mod sampling;
 pub mod store;
 
 use crate::app::Shared;
