@@ -233,10 +233,12 @@ fn gguf_and_model_files_of_one_vocabulary_agree() {
     let (Some(dir), Some(models)) = (shared("fixtures/gguf"), shared("fixtures/models")) else {
         return;
     };
-    for kind in ["gemma", "gemma3_text", "llama_gqa", "gpt2"] {
+    let gemma4 = ["gemma4_text", "gemma4_e2b", "gemma4_12b", "gemma4_26b_a4b", "gemma4_31b"];
+    for kind in ["gemma", "gemma3_text", "llama_gqa", "gpt2"].into_iter().chain(gemma4) {
         let a = gguf_tokenizer(&dir.join(format!("{kind}-q8_0.gguf")));
         let b = Tokenizer::from_dir(&models.join(kind)).unwrap();
-        for text in ["The blue door.", "  two  spaces", "héllo 🙂\n\n\tx", "1234 <b>"] {
+        let turn = "<|turn>user\n<|image|>Why?<turn|>\n<|channel>thought\na<channel|><|\"|>b";
+        for text in ["The blue door.", "  two  spaces", "héllo 🙂\n\n\tx", "1234 <b>", turn] {
             assert_eq!(a.encode(text, PLAIN), b.encode(text, PLAIN), "{kind} {text:?}");
             assert_eq!(a.encode(text, WHOLE), b.encode(text, WHOLE), "{kind} {text:?}");
         }

@@ -1,18 +1,20 @@
 //! Vocabularies as GGUF metadata holds them (`tokenizer.ggml.*`).
 
 use super::bpe::Bpe;
-use super::huggingface::{self, byte_level};
+use super::decode::Bytes;
+use super::huggingface::{self, byte_level, characters};
 use super::sentencepiece::{self, Spm};
 use super::{Kind, MARKERS, Piece, Scheme, SpecialIds, Tokenizer};
 use crate::gguf::Metadata;
 use crate::names::quote;
 use crate::{FormatError, Result};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// The values under `tokenizer.ggml`.
 #[derive(Debug, Clone, Default)]
 pub struct GgufVocab {
-    /// `model`: "llama" (SentencePiece) or "gpt2" (byte-level BPE).
+    /// `model`: "llama" (SentencePiece), "gemma4" (merges of characters) or "gpt2" (byte-level BPE).
     pub model: String,
     /// `pre`: the way in which words are split.
     pub pre: Option<String>,
@@ -202,6 +204,26 @@ pub(super) fn load(v: GgufVocab, file: &str) -> Result<Tokenizer> {
             tokenizer.set_added(v.add_bos.unwrap_or(true), v.add_eos.unwrap_or(false));
             Ok(tokenizer)
         }
+        "gemma4" => {
+            let Some(merges) = v.merges else {
+                return wrong("merges", "missing; this model merges by them".into());
+            };
+            let mut bpe = Bpe::new(false);
+            let pairs = merges.iter().map(|m| m.split_once(' '));
+            let ids: HashMap<&str, u32> =
+                (pieces.iter().zip(0..)).map(|(p, id)| (&*p.text, id)).collect();
+            let vocab = ids.iter().map(|(text, id)| (*text, *id));
+            characters(&mut bpe, &pieces, vocab, &|s| ids.get(s).copied(), pairs, file)?;
+            (bpe.byte_fallback, bpe.unk, bpe.fuse_unk) = (true, special.unk, true);
+            let scheme = Scheme::Spaces {
+                prefix: v.add_space_prefix.unwrap_or(false),
+                squeeze: false,
+                bytes: Bytes::InRuns,
+            };
+            let mut tokenizer = Tokenizer::new(file, pieces, bpe, scheme, special)?;
+            tokenizer.set_added(v.add_bos.unwrap_or(true), v.add_eos.unwrap_or(false));
+            Ok(tokenizer)
+        }
         "gpt2" => {
             if let Some(pre) = v.pre.as_deref().filter(|p| !GPT2_PRE.contains(p)) {
                 return wrong(
@@ -225,7 +247,8 @@ pub(super) fn load(v: GgufVocab, file: &str) -> Result<Tokenizer> {
             Ok(tokenizer)
         }
         other => {
-            wrong("model", format!("{} is not supported; \"llama\" and \"gpt2\" are", quote(other)))
+            let problem = "is not supported; \"llama\", \"gemma4\" and \"gpt2\" are";
+            wrong("model", format!("{} {problem}", quote(other)))
         }
     }
 }

@@ -172,7 +172,10 @@ pub(super) fn from_json(bytes: &[u8], file: &str) -> Result<Tokenizer> {
     if level {
         byte_level(&mut bpe, &pieces, pairs, file)?;
     } else {
-        characters(&mut bpe, &pieces, &parsed.model, pairs, file)?;
+        let id = |text: &str| parsed.model.vocab.get(text).copied();
+        let vocab = parsed.model.vocab.iter().map(|(text, id)| (text.as_str(), *id));
+        characters(&mut bpe, &pieces, vocab, &id, pairs, file)?;
+        bpe.byte_fallback = parsed.model.byte_fallback;
     }
     let id = |text: &str| parsed.model.vocab.get(text).copied();
     bpe.unk = parsed.model.unk_token.as_deref().and_then(id);
@@ -379,16 +382,16 @@ fn added_around(post: &Option<Value>, file: &str) -> Result<(Vec<u32>, Vec<u32>)
     Ok((before, after))
 }
 
-/// Merges of a model over characters.
-fn characters<'a>(
+/// Merges of a model over characters; `id` finds what `vocab` holds.
+pub(super) fn characters<'a>(
     bpe: &mut Bpe,
     pieces: &[Piece],
-    model: &Model,
+    vocab: impl Iterator<Item = (&'a str, u32)>,
+    id: &dyn Fn(&str) -> Option<u32>,
     pairs: impl Iterator<Item = Option<(&'a str, &'a str)>>,
     file: &str,
 ) -> Result<()> {
-    bpe.byte_fallback = model.byte_fallback;
-    for (text, &id) in &model.vocab {
+    for (text, id) in vocab {
         let mut chars = text.chars();
         if let (Some(c), None) = (chars.next(), chars.next()) {
             bpe.add_char(c, id);
@@ -399,7 +402,7 @@ fn characters<'a>(
             bpe.bytes[b as usize] = i as u32;
         }
     }
-    merges(bpe, &|s| model.vocab.get(s).copied(), pairs, file)
+    merges(bpe, id, pairs, file)
 }
 
 /// Bytes and merges of a byte-level model.

@@ -110,7 +110,7 @@ pub(crate) struct SpecialIds {
 
 /// Turn and media markers that some vocabularies declare as ordinary user-defined pieces: what a
 /// person writes must not become one of them.
-const MARKERS: [&str; 14] = [
+const MARKERS: [&str; 17] = [
     "<start_of_turn>",
     "<end_of_turn>",
     "<start_of_image>",
@@ -125,6 +125,9 @@ const MARKERS: [&str; 14] = [
     "<|audio|>",
     "<|tool_call>",
     "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+    "<|\"|>",
 ];
 
 /// Entries of a vocabulary; far above any published one.
