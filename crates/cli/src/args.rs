@@ -195,9 +195,26 @@ pub struct ChatArgs {
     /// How the model should behave
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    /// Whether it thinks.
+    #[command(flatten)]
+    pub think: ThinkArgs,
+    /// The vision tower of a GGUF model [default: the mmproj file beside it]
+    #[arg(long, value_name = "FILE")]
+    pub mmproj: Option<PathBuf>,
     /// Tokens of an answer at most
     #[arg(long, value_name = "N", default_value_t = 2048)]
     pub max_tokens: usize,
+}
+
+/// Whether a model thinks before it answers.
+#[derive(Args, Clone, Default)]
+pub struct ThinkArgs {
+    /// Have the model think before it answers (Gemma 4); thoughts go to standard error
+    #[arg(long)]
+    pub think: bool,
+    /// Have it answer at once [default: what the template does]
+    #[arg(long, conflicts_with = "think")]
+    pub no_think: bool,
 }
 
 /// `lapidary run`.
@@ -224,11 +241,17 @@ pub struct RunArgs {
     /// may be given several times
     #[arg(long, value_name = "FILE", conflicts_with_all = ["raw", "ids", "context_shift"])]
     pub image: Vec<String>,
+    /// The vision tower of a GGUF model [default: the mmproj file beside it]
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub mmproj: Option<PathBuf>,
+    /// Whether it thinks.
+    #[command(flatten)]
+    pub think: ThinkArgs,
     /// Continue the text as it is, without the chat template
-    #[arg(long, conflicts_with = "ids")]
+    #[arg(long, conflicts_with_all = ["ids", "think", "no_think"])]
     pub raw: bool,
     /// Token ids instead of a prompt, as a JSON array
-    #[arg(long, value_name = "[ID,…]", conflicts_with = "prompt")]
+    #[arg(long, value_name = "[ID,…]", conflicts_with_all = ["prompt", "think", "no_think"])]
     pub ids: Option<String>,
     /// Tokens of the answer at most
     #[arg(long, value_name = "N", default_value_t = 512)]

@@ -4,10 +4,10 @@ use crate::args::{ChatArgs, StopArgs};
 use crate::model::{self, Ready};
 use crate::pictures::{self, Pictures};
 use crate::run::rate;
+use crate::turn::Turn;
 use crate::{Outcome, show};
 use lapidary_engine::{
-    Answer, Event, Finish, Generation, Picture, Sampler, Sampling, Session, StopStrings, Stops,
-    generate,
+    Event, Finish, Generation, Picture, Sampler, Sampling, Session, StopStrings, Stops, generate,
 };
 use lapidary_formats::atomic;
 use lapidary_formats::chat::Message;
@@ -62,12 +62,13 @@ struct Chat {
 /// Runs the command.
 pub fn chat(args: ChatArgs) -> Outcome {
     model::introduce(args.model.model.as_deref());
-    let ready = Ready::open(&args.model)?;
+    let mut ready = Ready::open(&args.model)?;
     if ready.text.template.is_none() {
         return Err("this model has no chat template: it is a base model; continue a text with \
                     lapidary run --raw"
             .into());
     }
+    ready.set_thinking(&args.think)?;
     let sampling = ready.sampling(&args.sampling)?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
@@ -77,7 +78,7 @@ pub fn chat(args: ChatArgs) -> Outcome {
         ready,
         session,
         messages: Vec::new(),
-        pictures: Pictures::default(),
+        pictures: Pictures::new(args.mmproj),
         shown: Vec::new(),
         system: args.system,
         sampling,
@@ -320,14 +321,14 @@ impl Chat {
         self.stop.store(false, Ordering::Relaxed);
         let (stop, mut out) = (&self.stop, std::io::stdout().lock());
         let strings = StopStrings::new(self.stops.stop.iter().cloned());
-        let mut answer = Answer::new(&self.ready.text.tokenizer, strings);
+        let mut turn = Turn::new(&self.ready.text.tokenizer, strings);
         let mut broken = None;
         let mut listen = |event| {
             if let Event::Token(id) = event {
-                let text = answer.push(id);
-                broken = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
+                let pieces = turn.push(id);
+                broken = turn.show(&pieces, &mut out).err();
             }
-            if answer.stopped_by().is_some() {
+            if turn.stopped() {
                 ControlFlow::Break(Finish::Stop)
             } else if stop.load(Ordering::Relaxed) || broken.is_some() {
                 ControlFlow::Break(Finish::Cancelled)
@@ -343,9 +344,10 @@ impl Chat {
         if let Some(e) = broken {
             return Err(e.into());
         }
-        let rest = answer.finish();
-        writeln!(out, "{rest}")?;
-        let text = answer.text().to_owned();
+        let rest = turn.finish();
+        turn.show(&rest, &mut out)?;
+        writeln!(out)?;
+        let text = turn.text().to_owned();
         self.at_a_glance(&done);
         self.last = Some(done);
         Ok(text)

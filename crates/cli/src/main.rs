@@ -19,6 +19,7 @@ mod text;
 mod together;
 mod train;
 mod train_tokenizer;
+mod turn;
 
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};

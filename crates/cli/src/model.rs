@@ -1,9 +1,10 @@
 //! From `--model` to something that answers.
 
-use crate::args::{IsaArg, KvArg, ModelArgs, PrecisionArg, SamplingArgs};
+use crate::args::{IsaArg, KvArg, ModelArgs, PrecisionArg, SamplingArgs, ThinkArgs};
 use crate::show;
 use lapidary_engine::{Limits, Sampling, Session, Text};
 use lapidary_formats::Checkpoint;
+use lapidary_formats::chat::THINKING;
 use lapidary_model::Loaded;
 use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,8 @@ pub struct Ready {
     pub text: Text,
     /// The rest.
     pub weights: Weights,
+    /// Whether it was asked to think, or not to.
+    pub think: Option<bool>,
 }
 
 /// The checkpoint that `--model` names, or the built-in one.
@@ -128,7 +131,27 @@ impl Ready {
         let text = text.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let weights = Weights { checkpoint, loaded, cpu, limits };
         text.notes.iter().for_each(|line| show::note(&format!("note: {line}")));
-        Ok(Self { text, weights })
+        Ok(Self { text, weights, think: None })
+    }
+
+    /// Has the model think, or not, as the flags say.
+    ///
+    /// # Errors
+    /// If it can't.
+    pub fn set_thinking(&mut self, args: &ThinkArgs) -> Result<(), String> {
+        self.think = args.think.then_some(true).or(args.no_think.then_some(false));
+        let flag = if args.think { "--think" } else { "--no-think" };
+        match self.think {
+            Some(_) if !self.text.thinks() => {
+                Err(format!("{flag}: this model has no thinking (its template does not know it)"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Variables of the chat template beside the conversation.
+    pub fn template(&self) -> serde_json::Map<String, serde_json::Value> {
+        self.think.map(|on| (THINKING.to_owned(), on.into())).into_iter().collect()
     }
 
     /// The sampling that the flags ask for, over what the checkpoint recommends.

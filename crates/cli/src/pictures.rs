@@ -1,11 +1,13 @@
 //! Pictures in the prompts of `run` and `chat`.
 
 use crate::model::{self, Ready, Weights};
+use crate::show;
 use lapidary_engine::{Gallery, Picture, read_picture};
-use lapidary_formats::Source;
 use lapidary_formats::chat::Message;
+use lapidary_formats::{Checkpoint, Source, is_projector};
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -13,6 +15,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// The vision tower, loaded when the first picture comes, and what it saw: each picture is read once.
 #[derive(Default)]
 pub struct Pictures {
+    /// `--mmproj`.
+    projector: Option<PathBuf>,
     gallery: Option<Gallery>,
     seen: HashMap<String, Arc<Vec<f32>>>,
 }
@@ -41,6 +45,11 @@ fn source(part: &Value) -> Result<&str> {
 }
 
 impl Pictures {
+    /// Nothing seen yet; `projector`: the file of `--mmproj`.
+    pub fn new(projector: Option<PathBuf>) -> Self {
+        Self { projector, ..Self::default() }
+    }
+
     /// Forgets all pictures; the tower stays.
     pub fn forget(&mut self) {
         self.seen.clear();
@@ -56,7 +65,7 @@ impl Pictures {
         }
         let gallery = match self.gallery.take() {
             Some(gallery) => gallery,
-            None => open(weights)?,
+            None => open(weights, self.projector.as_deref())?,
         };
         let gallery = self.gallery.insert(gallery);
         let rows = gallery.encode(&mut weights.cpu, &read_picture(source)?);
@@ -79,14 +88,14 @@ impl Pictures {
         }
         let text = &ready.text;
         let Some(gallery) = self.gallery.as_ref().filter(|_| !shown.is_empty()) else {
-            let rendered = text.render(messages, true, model::now())?;
+            let rendered = text.render_with(messages, true, model::now(), ready.template())?;
             return Ok((text.encode_rendered(&rendered), vec![]));
         };
         // Where a picture came from is not the template's business.
         let mut bare = messages.to_vec();
         let parts = bare.iter_mut().filter_map(|m| m.content.as_array_mut()).flatten();
         parts.filter(|p| is_picture(p)).for_each(|p| *p = json!({"type": "image"}));
-        let rendered = text.render(&bare, true, model::now())?;
+        let rendered = text.render_with(&bare, true, model::now(), ready.template())?;
         let rendered = gallery.hang(&rendered, &shown, &text.tokenizer)?;
         let ids = text.encode_rendered(&rendered);
         let places = gallery.places(&ids, &shown)?;
@@ -94,19 +103,48 @@ impl Pictures {
     }
 }
 
-fn open(weights: &mut Weights) -> Result<Gallery> {
+fn open(weights: &mut Weights, projector: Option<&Path>) -> Result<Gallery> {
     let checkpoint = &weights.checkpoint;
-    if let Some(gallery) = Gallery::open(checkpoint, &mut weights.cpu)? {
-        return Ok(gallery);
-    }
-    let family = weights.loaded.model.info().family;
-    Err(match checkpoint.source() {
-        Source::Hf { .. } => {
-            format!("pictures: this {family} checkpoint has no vision tower that Lapidary runs")
+    if let Source::Hf { .. } = checkpoint.source() {
+        if projector.is_some() {
+            return Err("--mmproj: a Hugging Face directory has its own vision tower".into());
         }
-        _ => "pictures: a GGUF file has no vision tower, and mmproj files are not read yet; \
-              give --model the Hugging Face directory"
-            .to_owned(),
+        let family = weights.loaded.model.info().family;
+        return Gallery::open(checkpoint, &mut weights.cpu)?.ok_or_else(|| {
+            format!("pictures: this {family} checkpoint has no vision tower that Lapidary runs")
+                .into()
+        });
     }
-    .into())
+    let found = match projector {
+        Some(path) => path.to_owned(),
+        None => beside(checkpoint)?,
+    };
+    if projector.is_none() {
+        show::note(&format!("note: pictures are seen by {}", found.display()));
+    }
+    let projector = Checkpoint::open(&found)?;
+    Ok(Gallery::with_projector(checkpoint, &projector, &mut weights.cpu)?)
+}
+
+/// The one mmproj file in the folder of a GGUF file.
+fn beside(checkpoint: &Checkpoint) -> Result<PathBuf> {
+    let file = checkpoint.files().first().map_or("", |f| &**f);
+    let folder = Path::new(file).parent().filter(|p| !p.as_os_str().is_empty());
+    let files = std::fs::read_dir(folder.unwrap_or(Path::new("."))).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = files.map(|f| f.path()).filter(|p| is_projector(p)).collect();
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        0 => Err("pictures: a GGUF model sees with its mmproj file, and none lies beside it: say \
+                  --mmproj FILE, or give --model a Hugging Face directory"
+            .into()),
+        _ => {
+            found.sort();
+            let names: Vec<String> = found.iter().map(|p| p.display().to_string()).collect();
+            let all = names.join(", ");
+            Err(format!(
+                "pictures: several mmproj files lie beside the model ({all}): say --mmproj"
+            )
+            .into())
+        }
+    }
 }

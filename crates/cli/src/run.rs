@@ -3,10 +3,9 @@
 use crate::args::RunArgs;
 use crate::model::{self, Ready};
 use crate::pictures::{self, Pictures};
+use crate::turn::Turn;
 use crate::{Outcome, show};
-use lapidary_engine::{
-    Answer, Event, Finish, Generation, Picture, Sampler, StopStrings, Stops, generate,
-};
+use lapidary_engine::{Event, Finish, Generation, Picture, Sampler, StopStrings, Stops, generate};
 use lapidary_formats::chat::Message;
 use std::io::{Read, Write};
 use std::ops::ControlFlow;
@@ -19,6 +18,7 @@ pub fn run(args: RunArgs) -> Outcome {
         model::introduce(args.model.model.as_deref());
     }
     let mut ready = Ready::open(&args.model)?;
+    ready.set_thinking(&args.think)?;
     let (prompt, pictures) = prompt(&args, &mut ready)?;
     let sampling = ready.sampling(&args.sampling)?;
     let mut sampler = Sampler::new(sampling.clone())?;
@@ -30,16 +30,16 @@ pub fn run(args: RunArgs) -> Outcome {
     session.show(pictures);
     let mut out = std::io::stdout().lock();
     let strings = StopStrings::new(args.stops.stop.iter().cloned());
-    let mut answer = Answer::new(&ready.text.tokenizer, strings);
+    let mut turn = Turn::new(&ready.text.tokenizer, strings);
     let mut broken = None;
     let mut listen = |event| {
         if let Event::Token(id) = event {
-            let text = answer.push(id);
+            let pieces = turn.push(id);
             if !args.json {
-                broken = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
+                broken = turn.show(&pieces, &mut out).err();
             }
         }
-        if answer.stopped_by().is_some() {
+        if turn.stopped() {
             ControlFlow::Break(Finish::Stop)
         } else if stop.load(Ordering::Relaxed) || broken.is_some() {
             ControlFlow::Break(Finish::Cancelled)
@@ -60,11 +60,12 @@ pub fn run(args: RunArgs) -> Outcome {
     if let Some(e) = broken {
         return Err(e.into());
     }
-    let rest = answer.finish();
+    let rest = turn.finish();
     if args.json {
-        writeln!(out, "{}", report(&prompt, answer.text(), &done, sampling.seed))?;
+        writeln!(out, "{}", report(&prompt, &turn, &done, sampling.seed))?;
     } else {
-        writeln!(out, "{rest}")?;
+        turn.show(&rest, &mut out)?;
+        writeln!(out)?;
     }
     if done.forgotten > 0 && !args.json {
         show::note(&show::forgotten(done.forgotten));
@@ -99,7 +100,7 @@ fn prompt(
         return Ok((ready.text.encode_plain(&text), vec![]));
     }
     // A base model has no turns; the built-in one tells stories better than it answers.
-    let plain = args.model.model.is_none() && args.system.is_none();
+    let plain = args.model.model.is_none() && args.system.is_none() && ready.think.is_none();
     if (ready.text.template.is_none() || plain) && args.image.is_empty() {
         return Ok((ready.text.encode_plain(&text), vec![]));
     }
@@ -110,7 +111,7 @@ fn prompt(
         message.content = pictures::content(&args.image, &text);
     }
     messages.push(message);
-    Pictures::default().prompt(ready, &messages)
+    Pictures::new(args.mmproj.clone()).prompt(ready, &messages)
 }
 
 /// Whether Ctrl-C was pressed: the answer ends, and what there is of it is kept.
@@ -131,9 +132,10 @@ pub fn rate(tokens: usize, time: std::time::Duration) -> f64 {
     if time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
 }
 
-fn report(prompt: &[u32], text: &str, done: &Generation, seed: u64) -> serde_json::Value {
+fn report(prompt: &[u32], turn: &Turn, done: &Generation, seed: u64) -> serde_json::Value {
     serde_json::json!({
-        "text": text,
+        "text": turn.text(),
+        "thought": turn.thought(),
         "ids": done.ids,
         "prompt_ids": prompt,
         "finish_reason": done.finish.name(),

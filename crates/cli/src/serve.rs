@@ -153,7 +153,9 @@ fn in_directory(dir: &Path) -> Result<Vec<(String, Origin)>, String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(wrong)? {
         let path = entry.map_err(wrong)?.path();
-        let gguf = path.is_file() && path.extension().is_some_and(|e| e == "gguf");
+        let gguf = path.is_file()
+            && path.extension().is_some_and(|e| e == "gguf")
+            && !lapidary_formats::is_projector(&path);
         if !gguf && !path.join("config.json").is_file() {
             continue;
         }

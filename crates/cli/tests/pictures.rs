@@ -109,7 +109,41 @@ fn what_can_not_be_seen_is_refused() {
     bad(&["run", "--model", &dir("gemma2"), "x", "--image", &image], b"", "no vision tower");
     bad(&["run", "--model", &dir("gemma3n"), "x", "--image", &image], b"", "no vision tower");
     bad(&["run", "x", "--image", &image], b"", "mmproj");
+    let gguf = models.join("../gguf/gemma4_e2b-q8_0.gguf");
+    let gguf = ["run", "--model", gguf.to_str().unwrap(), "x", "--image", &image];
+    bad(&gguf, b"", "none lies beside it");
+    bad(&[&gguf[..], &["--mmproj", &config]].concat(), b"", &config);
+    let own = ["x", "--image", &image, "--mmproj", &config];
+    bad(&[&model[..], &own].concat(), b"", "has its own vision tower");
+    bad(&with(&["x", "--mmproj", "m.gguf"]), b"", "--image");
     // A picture fits whole or the prompt is refused.
     let small = ["x", "--image", &image, "--context", "10"];
     bad(&[&model[..], &small].concat(), b"", "10");
+}
+
+#[test]
+fn a_model_thinks_when_it_is_told_to() {
+    let Some(models) = fixtures() else { return };
+    let ids = |name: &str, flags: &[&str]| -> Vec<u32> {
+        let dir = models.join(name);
+        let args = ["run", "--model", dir.to_str().unwrap(), "Why?", "--json", "--max-tokens", "4"];
+        let out = run(&[&args[..], flags].concat(), b"");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert!(report["thought"].is_string());
+        serde_json::from_value(report["prompt_ids"].clone()).unwrap()
+    };
+    let (off, on) = (ids("gemma4_e2b", &[]), ids("gemma4_e2b", &["--think"]));
+    assert_eq!(off, ids("gemma4_e2b", &["--no-think"]));
+    // <|think|> in a system turn before the user's.
+    assert!(on.len() > off.len() && on.ends_with(&off[1..]), "{on:?} {off:?}");
+    let think = ["chat", "--think", "--max-tokens", "4", "--model"];
+    let model = |name: &str| models.join(name).to_str().unwrap().to_owned();
+    let out = run(&[&think[..], &[&model("gemma4_e2b")]].concat(), b"Why?\nAnd?\n");
+    assert!(out.status.success() && !String::from_utf8_lossy(&out.stderr).contains("error"));
+    bad(&[&think[..], &[&model("gemma3")]].concat(), b"", "--think: this model has no thinking");
+    let run = ["run", "x", "--model", &model("gemma3")];
+    bad(&[&run[..], &["--no-think"]].concat(), b"", "--no-think: this model has no thinking");
+    bad(&[&run[..], &["--think", "--no-think"]].concat(), b"", "--no-think");
+    bad(&[&run[..], &["--think", "--raw"]].concat(), b"", "--raw");
 }

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use lapidary_formats::chat::Rendered;
 use lapidary_formats::tokenizer::Tokenizer;
 use lapidary_formats::{Checkpoint, FormatError, Result, Rgb};
-use lapidary_model::{Eyes, load_vision};
+use lapidary_model::{Eyes, load_projector, load_vision};
 use lapidary_ops::Ops;
 use std::io::Read;
 use std::sync::Arc;
@@ -54,6 +54,18 @@ impl Gallery {
     /// If it is damaged or unsupported.
     pub fn open(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Option<Self>> {
         Ok(load_vision(checkpoint, ops)?.map(|eyes| Self { eyes }))
+    }
+
+    /// The vision tower in `projector`, an "mmproj" file, for the GGUF file `text`.
+    ///
+    /// # Errors
+    /// If it is damaged or unsupported, or not for this text model.
+    pub fn with_projector(
+        text: &Checkpoint,
+        projector: &Checkpoint,
+        ops: &mut dyn Ops,
+    ) -> Result<Self> {
+        Ok(Self { eyes: load_projector(text, projector, ops)? })
     }
 
     /// The embeddings of a picture, row by row.

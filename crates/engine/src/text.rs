@@ -6,6 +6,7 @@ use lapidary_formats::chat::{ChatTemplate, Message, RenderOptions, Rendered};
 use lapidary_formats::gguf::Metadata;
 use lapidary_formats::tokenizer::{Encode, GgufVocab, Tokenizer};
 use lapidary_formats::{Checkpoint, Config, FormatError, Result, Source};
+use serde_json::{Map, Value};
 
 /// Everything about a checkpoint that is text.
 pub struct Text {
@@ -82,6 +83,20 @@ impl Text {
         add_generation_prompt: bool,
         now: i64,
     ) -> Result<Rendered> {
+        self.render_with(messages, add_generation_prompt, now, Map::new())
+    }
+
+    /// As [`Text::render`], with further variables of the template, such as `enable_thinking`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        now: i64,
+        extra: Map<String, Value>,
+    ) -> Result<Rendered> {
         let template = self.template.as_ref().ok_or_else(|| {
             FormatError::new(
                 "this model",
@@ -94,10 +109,18 @@ impl Text {
             bos: &self.bos,
             eos: &self.eos,
             control: &self.control,
+            extra,
             now,
             ..RenderOptions::default()
         };
         Ok(template.render_merging(messages, &options)?.0)
+    }
+
+    /// Whether the template can ask for thoughts and the tokenizer can tell them from the answer.
+    pub fn thinks(&self) -> bool {
+        let marks = ["<|channel>", "<channel|>"];
+        self.template.as_ref().is_some_and(ChatTemplate::thinks)
+            && marks.iter().all(|m| self.tokenizer.id_of(m).is_some())
     }
 
     /// The tokens of a rendered conversation, with one token that begins a text, whichever of

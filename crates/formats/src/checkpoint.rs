@@ -224,9 +224,16 @@ fn open_directory(directory: &Path) -> Result<Checkpoint> {
     }
 }
 
+/// Whether a file is a vision tower beside a GGUF model, by the name that llama.cpp gives it.
+pub fn is_projector(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    name.contains("mmproj") && name.ends_with(".gguf")
+}
+
 /// Whether a file stands for a GGUF model: whole, or the first part of a split one.
 fn is_gguf_model(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+        && !is_projector(path)
         && gguf::PartNames::of(path).is_none_or(|names| names.number == 1)
 }
 

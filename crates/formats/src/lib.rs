@@ -22,7 +22,7 @@ mod tensors;
 pub mod tokenizer;
 
 pub use crate::image::{MOST_IMAGE_BYTES, Rgb};
-pub use checkpoint::{Checkpoint, Source};
+pub use checkpoint::{Checkpoint, Source, is_projector};
 pub use dtype::{DType, ggml_type_name};
 pub use error::{FormatError, Result};
 pub use json::Config;

@@ -307,12 +307,15 @@ fn layer(
     let scale = w.vector(&hf("layer_scalar"), &gguf("layer_output_scale.weight"), 1)?.values()[0];
     // The large models let the parts of an image see each other, in local layers alone; the
     // reference's 12B does it in all of them. GGUF does not tell; the small ones have per-layer
-    // embeddings.
+    // embeddings, and 12B alone has 48 layers.
     let sees_images = match s.hf() {
         Some(c) => c.opt_str("use_bidirectional_attention")? == Some("vision"),
         None => ple.is_none(),
     };
-    let everywhere = s.architecture().starts_with("gemma4_unified");
+    let everywhere = match s.hf() {
+        Some(_) => s.architecture().starts_with("gemma4_unified"),
+        None => shapes.len() == 48,
+    };
     let ahead = if sees_images && (window.is_some() || everywhere) { usize::MAX } else { 0 };
     let kv = (0..source).filter(|j| shapes[*j].source == *j).count();
     let attention =

@@ -24,7 +24,7 @@ use load::Weights;
 pub use load::{AdapterFactors, Adapters, block_type};
 pub use pixels::Patches;
 pub use settings::Settings;
-pub use vision::{Eyes, Vision, load_vision, picture_rows};
+pub use vision::{Eyes, Vision, load_projector, load_vision, picture_rows};
 
 /// What the rest of the program needs to know of a loaded model.
 #[derive(Debug, Clone)]

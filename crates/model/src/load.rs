@@ -131,6 +131,11 @@ impl<'a> Weights<'a> {
         self.checkpoint.get(&name)?.shape.first().copied()
     }
 
+    /// The shape of a tensor, by its whole name.
+    pub fn shape(&self, hf: &str, gguf: &str) -> Option<Vec<usize>> {
+        self.checkpoint.get(&self.name(hf, gguf)).map(|view| view.shape.clone())
+    }
+
     /// An error about a tensor.
     pub fn wrong(&self, hf: &str, gguf: &str, problem: &str) -> FormatError {
         let name = self.name(hf, gguf);
@@ -263,13 +268,20 @@ impl<'a> Weights<'a> {
             .collect()
     }
 
-    /// The matrix `[n, k]` that `hf`.weight holds in another shape, with the bias it may have.
-    pub fn reshaped(&mut self, hf: &str, shape: &[usize], [n, k]: [usize; 2]) -> Result<Linear> {
-        let view = self.view(&self.name(&format!("{hf}.weight"), ""))?;
+    /// The matrix `[n, k]` that `hf`.weight or `gguf`.weight holds in another shape, with the bias it
+    /// may have.
+    pub fn reshaped(
+        &mut self,
+        hf: &str,
+        gguf: &str,
+        shape: &[usize],
+        [n, k]: [usize; 2],
+    ) -> Result<Linear> {
+        let view = self.view(&self.name(&format!("{hf}.weight"), &format!("{gguf}.weight")))?;
         view.expect_shape(shape)?;
         let weight = self.upload(&view, ParamName::default(), view.bytes.clone(), [n, k])?;
-        let has = self.has(&format!("{hf}.bias"), "");
-        let bias = has.then(|| self.bias(hf, "", n)).transpose()?;
+        let has = self.has(&format!("{hf}.bias"), &format!("{gguf}.bias"));
+        let bias = has.then(|| self.bias(hf, gguf, n)).transpose()?;
         Ok(Linear { weight, bias, adapters: Vec::new() })
     }
 
@@ -277,10 +289,11 @@ impl<'a> Weights<'a> {
     pub fn reshaped_table(
         &mut self,
         hf: &str,
+        gguf: &str,
         shape: &[usize],
         [n, k]: [usize; 2],
     ) -> Result<Weight> {
-        let view = self.view(&self.name(hf, ""))?;
+        let view = self.view(&self.name(hf, gguf))?;
         view.expect_shape(shape)?;
         let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
         let bytes = Arc::new(view.bytes.clone());
@@ -289,8 +302,8 @@ impl<'a> Weights<'a> {
     }
 
     /// The matrix `[n, k]` of a tensor, by its whole name, that holds it as `[k, n]`.
-    pub fn transposed(&mut self, hf: &str, [n, k]: [usize; 2]) -> Result<Linear> {
-        let view = self.view(&self.name(hf, ""))?;
+    pub fn transposed(&mut self, hf: &str, gguf: &str, [n, k]: [usize; 2]) -> Result<Linear> {
+        let view = self.view(&self.name(hf, gguf))?;
         view.expect_shape(&[k, n])?;
         let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
         if ty.block_len() != 1 {
@@ -302,8 +315,8 @@ impl<'a> Weights<'a> {
     }
 
     /// One number, by its whole name.
-    pub fn scalar(&mut self, hf: &str) -> Result<f32> {
-        let view = self.view(&self.name(hf, ""))?;
+    pub fn scalar(&mut self, hf: &str, gguf: &str) -> Result<f32> {
+        let view = self.view(&self.name(hf, gguf))?;
         let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
         if view.elements() != 1 || ty.block_len() != 1 {
             return Err(view.wrong(format!("one number was expected, found {:?}", view.shape)));

@@ -63,8 +63,9 @@ pub(crate) fn gemma3(s: &Settings, w: &mut Weights, text: usize) -> Result<Box<d
         let pool = pool(s, grid)?;
         let prefixes = ["multi_modal_projector.", "model.multi_modal_projector."];
         w.set_prefix(&prefixes, "mm_soft_emb_norm.weight");
-        let norm = w.norm("mm_soft_emb_norm", "", width, NormOffset::OneInHf)?;
-        let linear = w.transposed("mm_input_projection_weight", [text, width])?;
+        let norm = w.norm("mm_soft_emb_norm", "mm.soft_emb_norm", width, NormOffset::OneInHf)?;
+        let names = ("mm_input_projection_weight", "mm.input_projection.weight");
+        let linear = w.transposed(names.0, names.1, [text, width])?;
         Ok(Projector::Pooled { pool, norm, linear })
     })
 }
@@ -85,11 +86,11 @@ fn tower(
     filter: Filter,
     project: impl FnOnce(&mut Weights, usize, usize) -> Result<Projector>,
 ) -> Result<Box<dyn Vision>> {
-    let width = s.count("hidden_size", "", settings::WIDTH)?;
-    let heads = s.count("num_attention_heads", "", settings::HEADS)?;
-    let count = s.count("num_hidden_layers", "", settings::LAYERS)?;
-    let side = s.count("image_size", "", 1..=4096)?;
-    let patch = s.count("patch_size", "", 1..=side)?;
+    let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
+    let heads = s.count("num_attention_heads", "attention.head_count", settings::HEADS)?;
+    let count = s.count("num_hidden_layers", "block_count", settings::LAYERS)?;
+    let side = s.count("image_size", "image_size", 1..=4096)?;
+    let patch = s.count("patch_size", "patch_size", 1..=side)?;
     if !width.is_multiple_of(heads) {
         return Err(s.error("num_attention_heads", format!("{heads} heads of a width of {width}")));
     }
@@ -104,12 +105,13 @@ fn tower(
         ],
         "embeddings.patch_embedding.weight",
     );
-    let name = "embeddings.patch_embedding";
-    let patches = w.reshaped(name, &[width, 3, patch, patch], [width, 3 * patch * patch])?;
-    let positions = w.table("embeddings.position_embedding", "", [grid * grid, width])?;
+    let (name, flat) = ("embeddings.patch_embedding", [width, 3 * patch * patch]);
+    let patches = w.reshaped(name, "v.patch_embd", &[width, 3, patch, patch], flat)?;
+    let shape = [grid * grid, width];
+    let positions = w.table("embeddings.position_embedding", "v.position_embd", shape)?;
     let layers = (0..count).map(|i| layer(s, w, i, width)).collect::<Result<Vec<_>>>()?;
     Ok(Box::new(Siglip {
-        eps: s.opt_positive("layer_norm_eps", "")?.unwrap_or(1e-6),
+        eps: s.opt_positive("layer_norm_eps", "attention.layer_norm_epsilon")?.unwrap_or(1e-6),
         side,
         patch,
         filter,
@@ -125,7 +127,7 @@ fn tower(
             softcap: None,
         },
         layers,
-        post_norm: w.layer_norm("post_layernorm", "", width)?,
+        post_norm: w.layer_norm("post_layernorm", "v.post_ln", width)?,
         projector: project(w, width, grid)?,
     }))
 }
@@ -135,6 +137,14 @@ pub(crate) const TOKENS: usize = 256;
 
 /// Patches a side of what becomes one row: `mm_tokens_per_image` rows of `grid` x `grid` patches.
 fn pool(s: &Settings, grid: usize) -> Result<usize> {
+    if s.hf().is_none() {
+        let key = "projector.scale_factor";
+        let pool = s.opt_count("", key, 1..=grid)?.unwrap_or(4);
+        if !grid.is_multiple_of(pool) {
+            return Err(s.error(key, format!("squares of {pool} of {grid} x {grid} patches")));
+        }
+        return Ok(pool);
+    }
     let key = "mm_tokens_per_image";
     let tokens = s.root().map(|r| r.opt_usize(key)).transpose()?.flatten().unwrap_or(TOKENS);
     let side = tokens.isqrt();
@@ -145,20 +155,24 @@ fn pool(s: &Settings, grid: usize) -> Result<usize> {
 }
 
 fn layer(s: &Settings, w: &mut Weights, i: usize, width: usize) -> Result<Layer> {
-    let ffn = s.count("intermediate_size", "", settings::WIDTH)?;
-    let name = |part: &str| format!("encoder.layers.{i}.{part}");
-    let norm1 = w.layer_norm(&name("layer_norm1"), "", width)?;
-    let norm2 = w.layer_norm(&name("layer_norm2"), "", width)?;
-    let mut linear = |part: &str, shape| w.linear_bias(&name(part), "", shape);
+    let ffn = s.count("intermediate_size", "feed_forward_length", settings::WIDTH)?;
+    let hf = |part: &str| format!("encoder.layers.{i}.{part}");
+    let gguf = |part: &str| format!("v.blk.{i}.{part}");
+    let norm1 = w.layer_norm(&hf("layer_norm1"), &gguf("ln1"), width)?;
+    let norm2 = w.layer_norm(&hf("layer_norm2"), &gguf("ln2"), width)?;
+    // Early files call the first matrix "down".
+    let swapped = w.is_gguf() && ffn != width && w.rows("", &gguf("ffn_down")) == Some(ffn);
+    let (up, down) = if swapped { ("ffn_down", "ffn_up") } else { ("ffn_up", "ffn_down") };
+    let mut linear = |h: &str, g: &str, shape| w.linear_bias(&hf(h), &gguf(g), shape);
     Ok(Layer {
         norm1,
-        q: linear("self_attn.q_proj", [width, width])?,
-        k: linear("self_attn.k_proj", [width, width])?,
-        v: linear("self_attn.v_proj", [width, width])?,
-        o: linear("self_attn.out_proj", [width, width])?,
+        q: linear("self_attn.q_proj", "attn_q", [width, width])?,
+        k: linear("self_attn.k_proj", "attn_k", [width, width])?,
+        v: linear("self_attn.v_proj", "attn_v", [width, width])?,
+        o: linear("self_attn.out_proj", "attn_out", [width, width])?,
         norm2,
-        up: linear("mlp.fc1", [ffn, width])?,
-        down: linear("mlp.fc2", [width, ffn])?,
+        up: linear("mlp.fc1", up, [ffn, width])?,
+        down: linear("mlp.fc2", down, [width, ffn])?,
     })
 }
 

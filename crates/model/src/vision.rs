@@ -4,7 +4,8 @@ use crate::load::Weights;
 use crate::pixels::Patches;
 use crate::settings::Settings;
 use crate::{gemma4_vision, siglip};
-use lapidary_formats::{Checkpoint, Result, Rgb};
+use lapidary_formats::gguf::Metadata;
+use lapidary_formats::{Checkpoint, Result, Rgb, Source};
 use lapidary_ops::Ops;
 
 /// The part of a model that sees.
@@ -83,4 +84,84 @@ pub fn load_vision(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Option<
     };
     let marked_by_begin = architecture == "gemma3";
     Ok(Some(Eyes { vision, placeholder, begin, end, marked_by_begin, width }))
+}
+
+/// Loads the vision tower in `projector`, an "mmproj" file of llama.cpp, for the text model in `text`,
+/// a GGUF file.
+///
+/// # Errors
+/// As [`crate::load`]; and if either is no such file, or they do not belong together.
+pub fn load_projector(
+    text: &Checkpoint,
+    projector: &Checkpoint,
+    ops: &mut dyn Ops,
+) -> Result<Eyes> {
+    let gguf = |checkpoint: &Checkpoint| match checkpoint.source() {
+        Source::Gguf(metadata) => Ok(metadata.clone()),
+        Source::Hf { .. } => {
+            let problem = "a GGUF file was expected: a Hugging Face directory has its own tower";
+            Err(lapidary_formats::FormatError::new(checkpoint.name(), "", problem))
+        }
+    };
+    let (words, metadata) = (gguf(text)?, gguf(projector)?);
+    let architecture = "general.architecture";
+    if metadata.str(architecture)? != "clip" {
+        return Err(metadata.wrong(architecture, "\"clip\" was expected: this is no mmproj file"));
+    }
+    let keys = ["clip.vision.projector_type", "clip.projector_type"];
+    let key = keys.into_iter().find(|k| metadata.get(k).is_some()).unwrap_or(keys[1]);
+    let kind = metadata.str(key)?;
+    let (family, mean) = match kind {
+        "gemma3" => ("gemma3", 0.5),
+        "gemma4v" | "gemma4uv" => ("gemma4", 0.0),
+        _ => {
+            let problem = format!("\"{kind}\": gemma3, gemma4v or gemma4uv was expected");
+            return Err(metadata.wrong(key, problem));
+        }
+    };
+    let found = words.str(architecture)?;
+    if found != family {
+        let problem = format!("\"{kind}\" is for {family}, and {} is {found}", text.name());
+        return Err(metadata.wrong(key, problem));
+    }
+    expect_all(&metadata, "clip.vision.image_mean", mean)?;
+    expect_all(&metadata, "clip.vision.image_std", if mean == 0.0 { 1.0 } else { mean })?;
+    let width = crate::describe(text)?.width;
+    let s = Settings::Gguf { metadata: &metadata, architecture: "clip.vision" };
+    let mut w = Weights::new(projector, ops, &[]);
+    let vision = match kind {
+        "gemma3" => siglip::gemma3(&s, &mut w, width)?,
+        "gemma4v" => gemma4_vision::tower(&s, &mut w, width)?,
+        _ => gemma4_vision::unified(&s, &mut w, width)?,
+    };
+    let (placeholder, begin, end) = tokens(&words, family)?;
+    let marked_by_begin = family == "gemma3";
+    let (begin, end) = (Some(begin), Some(end));
+    Ok(Eyes { vision, placeholder, begin, end, marked_by_begin, width })
+}
+
+/// The colours' mean or spread is a constant here.
+fn expect_all(metadata: &Metadata, key: &str, expected: f32) -> Result<()> {
+    match metadata.opt_f32s(key)? {
+        Some(found) if found.iter().any(|x| *x != expected) => {
+            Err(metadata.wrong(key, format!("{found:?}: {expected} was expected of each colour")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The tokens that stand for a row of a picture, before and behind it.
+fn tokens(words: &Metadata, family: &str) -> Result<(u32, u32, u32)> {
+    let key = "tokenizer.ggml.tokens";
+    let all = words.strs(key)?;
+    let id = |piece: &str| all.iter().position(|t| t == piece).map(|i| i as u32);
+    let known = |piece: &str| {
+        id(piece).ok_or_else(|| words.wrong(key, format!("{piece}, for pictures, is missing")))
+    };
+    if family != "gemma3" {
+        return Ok((known("<|image|>")?, known("<|image>")?, known("<image|>")?));
+    }
+    // Gemma 3's own is beyond the vocabulary that files keep; any other does, for the rows replace it.
+    let placeholder = id("<image_soft_token>").map_or_else(|| known("<pad>"), Ok)?;
+    Ok((placeholder, known("<start_of_image>")?, known("<end_of_image>")?))
 }

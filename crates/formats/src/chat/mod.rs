@@ -85,10 +85,14 @@ pub struct Rendered {
     pub literal: Vec<Range<usize>>,
 }
 
+/// The variable of templates that asks the model for thoughts before its answer.
+pub const THINKING: &str = "enable_thinking";
+
 /// A way of writing a conversation down.
 pub struct ChatTemplate {
     kind: Kind,
     name: String,
+    thinks: bool,
 }
 
 enum Kind {
@@ -104,12 +108,15 @@ impl ChatTemplate {
     pub fn from_jinja(source: &str, name: &str) -> Result<Self> {
         let jinja = jinja::Jinja::new(source)
             .map_err(|e| FormatError::new(name, "chat template", shorten(e)))?;
-        Ok(Self { kind: Kind::Jinja(Box::new(jinja)), name: name.to_owned() })
+        let thinks = source.contains(THINKING);
+        Ok(Self { kind: Kind::Jinja(Box::new(jinja)), name: name.to_owned(), thinks })
     }
 
     /// One of ours.
     pub fn builtin(builtin: Builtin) -> Self {
-        Self { kind: Kind::Builtin(builtin), name: format!("built-in {}", builtin.name()) }
+        let thinks = matches!(builtin, Builtin::Gemma4 | Builtin::Gemma4Large);
+        let name = format!("built-in {}", builtin.name());
+        Self { kind: Kind::Builtin(builtin), name, thinks }
     }
 
     /// The template of a checkpoint of this architecture: its own if it has one, else ours, else
@@ -134,6 +141,11 @@ impl ChatTemplate {
             Some((source, name)) => Self::from_jinja(&source, &name).map(Some),
             None => Self::for_model(None, architecture),
         }
+    }
+
+    /// Whether it knows the variable [`THINKING`].
+    pub fn thinks(&self) -> bool {
+        self.thinks
     }
 
     /// Where it is from.
