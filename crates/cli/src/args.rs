@@ -67,6 +67,10 @@ pub struct ModelArgs {
     /// A LoRA adapter in PEFT's layout (a folder) to apply beside the model's weights
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// A smaller model inside Gemma 3n E4B: e2b, or a JSON file with "skip" (layers) and "ffn" (a
+    /// feed-forward width for all layers that stay, or a list)
+    #[arg(long, value_name = "SLICE", conflicts_with = "adapter", hide_short_help = true)]
+    pub matformer: Option<String>,
     /// Threads that compute [default: one for each core]
     #[arg(long, short, value_name = "N")]
     pub threads: Option<usize>,

@@ -13,6 +13,9 @@ pub fn embed(args: EmbedArgs) -> Outcome {
     if args.model.model.is_none() {
         return Err("an embedding model is needed: --model ~/models/embeddinggemma-300m".into());
     }
+    if args.model.adapter.is_some() || args.model.matformer.is_some() {
+        return Err("--adapter and --matformer: models for embeddings take neither".into());
+    }
     let checkpoint = model::checkpoint(args.model.model.as_deref())?;
     let mut cpu = model::cpu(&args.model)?;
     let embedder = Embedder::open(&checkpoint, &mut cpu)?;

@@ -3,9 +3,9 @@
 use crate::args::{IsaArg, KvArg, ModelArgs, PrecisionArg, SamplingArgs, ThinkArgs};
 use crate::show;
 use lapidary_engine::{Limits, Sampling, Session, Text};
-use lapidary_formats::Checkpoint;
 use lapidary_formats::chat::THINKING;
-use lapidary_model::Loaded;
+use lapidary_formats::{Checkpoint, Config};
+use lapidary_model::{Loaded, Slice};
 use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -111,10 +111,31 @@ fn load(
     let mut cpu = cpu(args)?;
     let adapter = args.adapter.as_deref().map(lapidary_tune::Adapter::open).transpose()?;
     let adapters = Vec::from_iter(adapter.map(lapidary_tune::Adapter::into_adapters));
-    let loaded = lapidary_model::load_adapted(checkpoint, &mut cpu, &adapters)?;
+    let loaded = match &args.matformer {
+        Some(slice) => lapidary_model::load_slice(checkpoint, &mut cpu, &matformer(slice)?)?,
+        None => lapidary_model::load_adapted(checkpoint, &mut cpu, &adapters)?,
+    };
     loaded.notes.iter().for_each(|line| show::note(&format!("note: {line}")));
     let limits = limits(args, &loaded)?;
     Ok((loaded, cpu, limits))
+}
+
+/// `--matformer`.
+fn matformer(given: &str) -> Result<Slice, Box<dyn std::error::Error>> {
+    if given == "e2b" {
+        return Ok(Slice::e2b());
+    }
+    let value = lapidary_formats::json::read_object(Path::new(given))
+        .map_err(|e| format!("--matformer: e2b or a JSON file was expected: {e}"))?;
+    let config = Config::new(given, &value)?;
+    if let Some((key, _)) = config.entries().find(|(k, _)| !["skip", "ffn"].contains(k)) {
+        return Err(config.wrong(key, "\"skip\" and \"ffn\" were expected").into());
+    }
+    let ffn = match config.get("ffn") {
+        Some(one) if one.is_number() => vec![config.usize("ffn")?],
+        _ => config.opt_usizes("ffn")?.unwrap_or_default(),
+    };
+    Ok(Slice { skip: config.opt_usizes("skip")?.unwrap_or_default(), ffn })
 }
 
 impl Ready {

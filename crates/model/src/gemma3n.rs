@@ -167,8 +167,10 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
 
 pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     s.require_flag("attention_bias", false)?;
-    let info = info(s)?;
+    let mut info = info(s)?;
     let (count, vocab) = (info.layers, info.vocab);
+    let kept = kept(s, w, count)?;
+    info.layers = kept.len();
     let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
     let streams = info.width / width;
     let active = s.count("altup_active_idx", "altup.active_idx", 0..=streams - 1)?;
@@ -201,8 +203,12 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     let stream_out =
         between(w, "altup_unembed_projections", "altup_unembd_proj", streams - 1, width)?;
     let hard = hard(s, w, width)?;
-    let layers = (tables.into_iter().zip(contexts).enumerate())
-        .map(|(i, (table, context))| layer(s, w, i, (width, streams), (table, context, ple)))
+    let mut ples: Vec<_> = tables.into_iter().zip(contexts).map(Some).collect();
+    let layers = (kept.into_iter())
+        .filter_map(|(i, ffn)| Some((i, ffn, ples[i].take()?)))
+        .map(|(i, ffn, (table, context))| {
+            layer(s, w, (i, ffn), (width, streams), (table, context, ple))
+        })
         .collect::<Result<Vec<_>>>()?;
     Ok(Box::new(Gemma3n {
         info,
@@ -224,10 +230,35 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     }))
 }
 
+/// The layers of the file that are wanted, and the widths of their feed-forward layers.
+fn kept(s: &Settings, w: &Weights, count: usize) -> Result<Vec<(usize, usize)>> {
+    let all = s.counts("intermediate_size", "feed_forward_length", count, settings::WIDTH)?;
+    let whole = all.into_iter().enumerate();
+    let Some(slice) = w.slice else { return Ok(whole.collect()) };
+    let wrong = |problem: String| s.error("matformer", problem);
+    let layout = layout(s, count)?;
+    if let Some(i) = slice.skip.iter().find(|i| layout.get(**i).is_none_or(|l| l.1 == **i)) {
+        return Err(wrong(format!("layer {i} does not read an earlier one's keys: it must stay")));
+    }
+    let mut kept: Vec<_> = whole.filter(|(i, _)| !slice.skip.contains(i)).collect();
+    if !(slice.ffn.len() <= 1 || slice.ffn.len() == kept.len()) {
+        let (widths, layers) = (slice.ffn.len(), kept.len());
+        return Err(wrong(format!("{widths} feed-forward widths for {layers} layers")));
+    }
+    for ((i, ffn), wanted) in kept.iter_mut().zip(slice.ffn.iter().cycle()) {
+        if !(1..=*ffn).contains(wanted) {
+            return Err(wrong(format!("a width of {wanted} where layer {i} has {ffn}")));
+        }
+        *ffn = *wanted;
+    }
+    Ok(kept)
+}
+
+/// Layer `i` of the file, with the first `inner` of its feed-forward layer.
 fn layer(
     s: &Settings,
     w: &mut Weights,
-    i: usize,
+    (i, inner): (usize, usize),
     (width, streams): (usize, usize),
     (ple_table, ple_context, ple): (Weight, Linear, usize),
 ) -> Result<Layer> {
@@ -258,6 +289,10 @@ fn layer(
     };
     let correct_scale =
         w.vector(&hf("altup.correct_output_scale"), &gguf("altup_correct_scale.weight"), width)?;
+    let mut corner = |h: &str, g: &str, all, part| w.corner(&hf(h), &gguf(g), all, part);
+    let gate = corner("mlp.gate_proj", "ffn_gate", [ffn, width], [inner, width])?;
+    let up = corner("mlp.up_proj", "ffn_up", [ffn, width], [inner, width])?;
+    let down = corner("mlp.down_proj", "ffn_down", [width, ffn], [width, inner])?;
     let mut linear = |h: &str, g: &str, shape| w.linear(&hf(h), &gguf(g), shape);
     let mut correct = linear("altup.correction_coefs", "altup_correct_coef", [streams, streams])?;
     correct.bias = Some(Vector::new(vec![1.0; streams]));
@@ -303,9 +338,9 @@ fn layer(
         o: linear("self_attn.o_proj", "attn_output", [width, heads * head_dim])?,
         post_attention_norm,
         pre_ffn_norm,
-        gate: linear("mlp.gate_proj", "ffn_gate", [ffn, width])?,
-        up: linear("mlp.up_proj", "ffn_up", [ffn, width])?,
-        down: linear("mlp.down_proj", "ffn_down", [width, ffn])?,
+        gate,
+        up,
+        down,
         cutoff: cutoff(s, i, count)?,
         post_ffn_norm,
         ple_table,

@@ -21,7 +21,7 @@ mod vision;
 use lapidary_formats::{Checkpoint, Result};
 use lapidary_ops::{BlockType, KvCache, KvLayout, Ops, Rows, Tensor, Weight};
 use load::Weights;
-pub use load::{AdapterFactors, Adapters, block_type};
+pub use load::{AdapterFactors, Adapters, Slice, block_type};
 pub use pixels::Patches;
 pub use settings::Settings;
 pub use vision::{Eyes, Vision, load_projector, load_vision, picture_rows};
@@ -174,7 +174,18 @@ pub fn load_adapted(
     ops: &mut dyn Ops,
     adapters: &[Adapters],
 ) -> Result<Loaded> {
-    let loaded = load_any(checkpoint, ops, adapters)?;
+    generates(checkpoint, load_any(checkpoint, ops, adapters, None)?)
+}
+
+/// As [`load`], a smaller model inside that of the checkpoint.
+///
+/// # Errors
+/// Also if it is no Gemma 3n, or the slice does not fit it.
+pub fn load_slice(checkpoint: &Checkpoint, ops: &mut dyn Ops, slice: &Slice) -> Result<Loaded> {
+    load_any(checkpoint, ops, &[], Some(slice))
+}
+
+fn generates(checkpoint: &Checkpoint, loaded: Loaded) -> Result<Loaded> {
     if loaded.model.info().encoder {
         let settings = Settings::new(checkpoint)?;
         let problem = "this model makes embeddings and generates no text (lapidary embed)";
@@ -188,7 +199,7 @@ pub fn load_adapted(
 /// # Errors
 /// As [`load`]; and if it is a model that generates.
 pub fn load_encoder(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded> {
-    let loaded = load_any(checkpoint, ops, &[])?;
+    let loaded = load_any(checkpoint, ops, &[], None)?;
     if !loaded.model.info().encoder {
         let settings = Settings::new(checkpoint)?;
         let problem = "this model generates text and makes no embeddings";
@@ -197,9 +208,19 @@ pub fn load_encoder(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Loaded
     Ok(loaded)
 }
 
-fn load_any(checkpoint: &Checkpoint, ops: &mut dyn Ops, adapters: &[Adapters]) -> Result<Loaded> {
+fn load_any(
+    checkpoint: &Checkpoint,
+    ops: &mut dyn Ops,
+    adapters: &[Adapters],
+    slice: Option<&Slice>,
+) -> Result<Loaded> {
     let (settings, family) = find(Settings::new(checkpoint)?)?;
+    if slice.is_some() && !family.names.contains(&"gemma3n") {
+        let problem = "only Gemma 3n has smaller models inside (MatFormer)";
+        return Err(settings.error(settings.architecture_key(), problem));
+    }
     let mut weights = Weights::new(checkpoint, ops, adapters);
+    weights.slice = slice;
     if let Some(a) =
         adapters.first().filter(|_| weights.is_gguf() && family.names.contains(&"llama"))
     {

@@ -41,6 +41,22 @@ pub struct AdapterFactors {
     pub rank: usize,
 }
 
+/// A smaller model inside a larger one: MatFormer (<https://arxiv.org/abs/2310.07707>), Gemma 3n.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Slice {
+    /// Layers that are left out: of those that read an earlier layer's keys and values.
+    pub skip: Vec<usize>,
+    /// Feed-forward widths of the layers that stay: one for all, or one for each; none: as they are.
+    pub ffn: Vec<usize>,
+}
+
+impl Slice {
+    /// E2B inside E4B, as Google's MatFormer Lab has it.
+    pub fn e2b() -> Self {
+        Self { skip: (20..25).collect(), ffn: vec![8192] }
+    }
+}
+
 /// A checkpoint's tensors on their way to a device.
 pub struct Weights<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
@@ -53,6 +69,8 @@ pub struct Weights<'a> {
     step_bytes: usize,
     counts: Vec<(BlockType, usize)>,
     slow: Vec<&'static str>,
+    /// The part of the model that is wanted.
+    pub(crate) slice: Option<&'a Slice>,
     pub(crate) matrices: Vec<(String, Weight)>,
 }
 
@@ -86,6 +104,7 @@ impl<'a> Weights<'a> {
             step_bytes: 0,
             counts: Vec::new(),
             slow: Vec::new(),
+            slice: None,
             matrices: Vec::new(),
         }
     }
@@ -331,6 +350,36 @@ impl<'a> Weights<'a> {
         let weight = self.matrix(hf, gguf, shape)?;
         let adapters = self.adapters_of(hf, shape, (0, 1))?;
         Ok(Linear { weight, bias: None, adapters })
+    }
+
+    /// The first rows and columns of a projection `[n, k]`.
+    pub fn corner(
+        &mut self,
+        hf: &str,
+        gguf: &str,
+        [n, k]: [usize; 2],
+        [rows, columns]: [usize; 2],
+    ) -> Result<Linear> {
+        if [rows, columns] == [n, k] {
+            return self.linear(hf, gguf, [n, k]);
+        }
+        let view = self.view(&self.name(&format!("{hf}.weight"), &format!("{gguf}.weight")))?;
+        view.expect_shape(&[n, k])?;
+        let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;
+        if rows > n || columns > k || !columns.is_multiple_of(ty.block_len()) {
+            let problem = format!("{rows} rows and {columns} columns can't be cut out of it");
+            return Err(view.wrong(problem));
+        }
+        let row = |columns: usize| columns / ty.block_len() * ty.block_bytes();
+        let bytes = if columns == k {
+            let part = view.bytes.slice(0..rows * row(k));
+            part.unwrap_or_else(|| unreachable!("fewer rows than there are"))
+        } else {
+            let all = view.bytes.chunks_exact(row(k)).take(rows);
+            Bytes::from(all.flat_map(|r| &r[..row(columns)]).copied().collect::<Vec<u8>>())
+        };
+        let weight = self.upload(&view, ParamName::default(), bytes, [rows, columns])?;
+        Ok(Linear { weight, bias: None, adapters: Vec::new() })
     }
 
     /// A projection with the bias that its file may have.
