@@ -1,7 +1,9 @@
 """Anthropic's own client for Python."""
 
+import base64
+
 import anthropic
-from harness import ABSENT, KEY, KEYED_URL, MODEL, URL, case, main, refused
+from harness import ABSENT, EYES_URL, KEY, KEYED_URL, MODEL, QUESTION, URL, case, main, refused, seeing
 
 client = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
 STORY = [{"role": "user", "content": "Tell me a story about a red ball."}]
@@ -22,6 +24,18 @@ def message():
     assert answer.content[0].type == "text" and answer.content[0].text
     assert answer.stop_reason in ("end_turn", "max_tokens")
     assert prompt(answer.usage) > 5 and 0 < answer.usage.output_tokens <= 24
+
+
+@seeing
+def picture(path, data):
+    """messages.create with a picture."""
+    encoded = base64.b64encode(data).decode()
+    source = {"type": "base64", "media_type": "image/png", "data": encoded}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": QUESTION}]
+    messages = [{"role": "user", "content": content}]
+    eyes = anthropic.Anthropic(base_url=EYES_URL, api_key="none", max_retries=0)
+    answer = eyes.messages.create(**{**SAME, "model": "eyes", "messages": messages, "max_tokens": 12})
+    return answer.content[0].text
 
 
 @case

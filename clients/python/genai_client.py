@@ -2,7 +2,7 @@
 
 from google import genai
 from google.genai import errors, types
-from harness import ABSENT, KEY, KEYED_URL, MODEL, URL, case, main, refused, unit
+from harness import ABSENT, EYES_URL, KEY, KEYED_URL, MODEL, QUESTION, URL, case, main, refused, seeing, unit
 
 
 def connect(url, key="none"):
@@ -30,6 +30,19 @@ def generate():
     assert usage.prompt_token_count > 5 and 0 < usage.candidates_token_count <= 24
     assert usage.total_token_count == usage.prompt_token_count + usage.candidates_token_count
     assert answer.model_version and answer.response_id
+
+
+@seeing
+def picture(path, data):
+    """models.generate_content with a picture."""
+    shown = types.Part.from_bytes(data=data, mime_type="image/png")
+    config = types.GenerateContentConfig(max_output_tokens=12, temperature=0)
+    # The client closes when nothing holds it.
+    eyes = connect(EYES_URL)
+    answer = eyes.models.generate_content(
+        model="eyes", contents=[shown, QUESTION], config=config
+    )
+    return answer.text
 
 
 @case

@@ -11,6 +11,9 @@ KEYED_URL = os.environ["LAPIDARY_KEYED_URL"]
 KEY = os.environ["LAPIDARY_KEY"]
 MODEL = os.environ["LAPIDARY_MODEL"]
 ABSENT = "no-such-model"
+EYES_URL = os.environ.get("LAPIDARY_EYES_URL")
+"""A server whose model, `eyes`, sees; if there is one."""
+QUESTION = os.environ.get("LAPIDARY_EYES_QUESTION", "")
 
 _cases = []
 
@@ -19,6 +22,19 @@ def case(function):
     """Marks a case; its docstring says what it shows."""
     _cases.append(function)
     return function
+
+
+def seeing(function):
+    """Marks a case about a picture: it gives what the model says of the file, as `lapidary run` does."""
+
+    def run():
+        path = os.environ["LAPIDARY_EYES_IMAGE"]
+        with open(path, "rb") as file:
+            said = function(path, file.read())
+        assert said.strip("\n") == os.environ["LAPIDARY_EYES_ANSWER"].strip("\n"), said
+
+    run.__doc__ = function.__doc__
+    return case(run) if EYES_URL else run
 
 
 def refused(kind, call):

@@ -3,7 +3,7 @@
 import asyncio
 
 import ollama
-from harness import ABSENT, KEY, KEYED_URL, MODEL, URL, case, main, refused, unit
+from harness import ABSENT, EYES_URL, KEY, KEYED_URL, MODEL, QUESTION, URL, case, main, refused, seeing, unit
 
 client = ollama.Client(host=URL)
 STORY = [{"role": "user", "content": "Tell me a story about a red ball."}]
@@ -24,6 +24,22 @@ def chat():
     assert answer.done and answer.done_reason in ("stop", "length")
     assert answer.prompt_eval_count > 5 and 0 < answer.eval_count <= 24
     assert answer.total_duration >= answer.eval_duration > 0
+
+
+@seeing
+def picture(path, data):
+    """chat with a picture, as a path."""
+    messages = [{"role": "user", "content": QUESTION, "images": [path]}]
+    options = {"num_predict": 12, "temperature": 0}
+    return ollama.Client(host=EYES_URL).chat(model="eyes", messages=messages, options=options).message.content
+
+
+@seeing
+def picture_to_generate(path, data):
+    """generate with a picture, as bytes."""
+    options = {"num_predict": 12, "temperature": 0}
+    eyes = ollama.Client(host=EYES_URL)
+    return eyes.generate(model="eyes", prompt=QUESTION, images=[data], options=options).response
 
 
 @case

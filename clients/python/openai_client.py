@@ -1,8 +1,10 @@
 """OpenAI's own client for Python."""
 
+import base64
+
 import httpx
 import openai
-from harness import ABSENT, KEY, KEYED_URL, MODEL, URL, case, main, refused, unit
+from harness import ABSENT, EYES_URL, KEY, KEYED_URL, MODEL, QUESTION, URL, case, main, refused, seeing, unit
 
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
 STORY = [{"role": "user", "content": "Tell me a story about a red ball."}]
@@ -21,6 +23,40 @@ def chat():
     assert usage.prompt_tokens > 5 and 0 < usage.completion_tokens <= 24
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     assert answer.system_fingerprint
+
+
+def connect():
+    return openai.OpenAI(base_url=f"{EYES_URL}/v1", api_key="none", max_retries=0)
+
+
+@seeing
+def picture(path, data):
+    """chat.completions.create with a picture."""
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    content = [
+        {"type": "image_url", "image_url": {"url": url, "detail": "low"}},
+        {"type": "text", "text": QUESTION},
+    ]
+    messages = [{"role": "user", "content": content}]
+    answer = connect().chat.completions.create(
+        model="eyes", messages=messages, max_tokens=12, temperature=0
+    )
+    return answer.choices[0].message.content
+
+
+@seeing
+def picture_in_response(path, data):
+    """responses.create with a picture."""
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    content = [
+        {"type": "input_image", "image_url": url, "detail": "auto"},
+        {"type": "input_text", "text": QUESTION},
+    ]
+    items = [{"role": "user", "content": content}]
+    answer = connect().responses.create(
+        model="eyes", input=items, max_output_tokens=12, temperature=0
+    )
+    return answer.output_text
 
 
 @case
