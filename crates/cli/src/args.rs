@@ -109,6 +109,8 @@ pub enum KvArg {
     F16,
     /// What the reference implementations compute with
     F32,
+    /// 8 bits and a factor for each 32: nearly half of f16's memory
+    Q8,
 }
 
 /// `--isa`.

@@ -258,6 +258,7 @@ pub fn kv(wanted: KvArg) -> KvType {
     match wanted {
         KvArg::F16 => KvType::F16,
         KvArg::F32 => KvType::F32,
+        KvArg::Q8 => KvType::Q8,
     }
 }
 

@@ -167,7 +167,7 @@ fn the_default_model_gives_the_bits_of_the_plain_loop_among_32_others() {
 fn memory_for_one_is_enough_for_many() {
     let requests: Vec<Request> =
         (0..10).map(|i| request(i, 10 + (i as usize * 29) % 90, 200)).collect();
-    for kv in [KvType::F16, KvType::F32] {
+    for kv in [KvType::F16, KvType::F32, KvType::Q8] {
         let mut options = EngineOptions { token_budget: 48, kv, ..options() };
         options.memory = Bench::open("gemma3_text", 1).sequence(&options);
         let stats = compare("gemma3_text", 2, options, &requests);

@@ -122,7 +122,7 @@ fn attention(machine: &Machine, ty: KvType, rows: usize, depth: usize) {
     });
     let seen = rows * depth + rows * (rows + 1) / 2;
     let rate = (4 * 4 * 256 * seen) as f64 / seconds;
-    let read = (2 * 256 * ty.bytes() * (depth + rows)) as f64 / seconds;
+    let read = (2 * ty.row_bytes(256) * (depth + rows)) as f64 / seconds;
     println!(
         "attend  {ty:?} {rows:4} rows at {depth:5}   {:9.1} us {:7.2} GB/s        {:7.1} GOP/s {:4.0} %",
         seconds * 1e6,
@@ -190,7 +190,7 @@ fn main() {
         }
     }
     if "attend".contains(filter) {
-        for ty in [KvType::F16, KvType::F32] {
+        for ty in [KvType::Q8, KvType::F16, KvType::F32] {
             for (rows, depth) in [(1, 512), (1, 4096), (256, 256), (256, 4096)] {
                 attention(&machine, ty, rows, depth);
             }

@@ -7,8 +7,8 @@
 //! on one thread or on many.
 
 use crate::buffer::SharedMut;
-use crate::element::{Element, F16, F32};
-use crate::kv::{KV_BLOCK, KvLayer, KvType};
+use crate::element::{Element, F16, F32, I8};
+use crate::kv::{GROUP, KV_BLOCK, KvLayer, KvType};
 use crate::pool::Pool;
 use crate::rowwise;
 use crate::simd::{Isa, Kernel, PANEL, Simd};
@@ -223,13 +223,11 @@ impl Pass<'_> {
         for b in blocks.clone() {
             let (keys, _) = self.kv.head(tile.span.table[b] as usize, tile.kv_head);
             let scores = scores[b * KV_BLOCK - first..].as_mut_ptr();
+            let (row, queries) = (self.kv.ty.row_bytes(dim), &queries[..]);
             match self.kv.ty {
-                KvType::F32 => {
-                    self.isa.run(Scores::<F32> { keys, queries: &queries, dim, scores, of: F32 })
-                }
-                KvType::F16 => {
-                    self.isa.run(Scores::<F16> { keys, queries: &queries, dim, scores, of: F16 })
-                }
+                KvType::F32 => self.isa.run(Scores { keys, row, queries, dim, scores, of: F32 }),
+                KvType::F16 => self.isa.run(Scores { keys, row, queries, dim, scores, of: F16 }),
+                KvType::Q8 => self.isa.run(Scores { keys, row, queries, dim, scores, of: I8 }),
             }
         }
         let mut part = Partial {
@@ -247,12 +245,16 @@ impl Pass<'_> {
             let slots = seen.start.max(base) - base..seen.end.min(base + KV_BLOCK) - base;
             let weights = scores[base - first..].as_ptr();
             let out = part.out.as_mut_ptr();
+            let row = self.kv.ty.row_bytes(dim);
             match self.kv.ty {
                 KvType::F32 => {
-                    self.isa.run(Values::<F32> { values, weights, slots, count, dim, out, of: F32 })
+                    self.isa.run(Values { values, row, weights, slots, count, dim, out, of: F32 })
                 }
                 KvType::F16 => {
-                    self.isa.run(Values::<F16> { values, weights, slots, count, dim, out, of: F16 })
+                    self.isa.run(Values { values, row, weights, slots, count, dim, out, of: F16 })
+                }
+                KvType::Q8 => {
+                    self.isa.run(Values { values, row, weights, slots, count, dim, out, of: I8 })
                 }
             }
         }
@@ -297,6 +299,8 @@ impl Pass<'_> {
 struct Scores<'a, E: Element> {
     /// Two panels of keys.
     keys: *const u8,
+    /// Bytes of a key.
+    row: usize,
     queries: &'a [*const f32],
     dim: usize,
     /// `[query][SEGMENT]`, at the block's first column.
@@ -349,17 +353,36 @@ impl<E: Element> Scores<'_, E> {
         // SAFETY: two panels of `dim * 16` keys; queries of `dim`; scores of a whole segment.
         unsafe {
             let columns = [lane0, lane0 + S::LANES];
-            let keys = columns
-                .map(|c| self.keys.add((c / PANEL * self.dim * PANEL + c % PANEL) * E::BYTES));
+            let panels = columns.map(|c| self.keys.add(c / PANEL * PANEL * self.row));
+            let keys: [_; 2] =
+                std::array::from_fn(|i| panels[i].add(columns[i] % PANEL * E::BYTES));
             let queries: [*const f32; N] = std::array::from_fn(|i| self.queries[m + i]);
             let mut acc = [[S::splat(0.0); 2]; N];
-            for d in 0..self.dim {
-                let at = d * PANEL * E::BYTES;
-                let k = [E::load::<S>(keys[0].add(at)), E::load::<S>(keys[1].add(at))];
-                for (acc, q) in acc.iter_mut().zip(queries) {
-                    let q = S::splat(*q.add(d));
-                    acc[0] = S::fma(k[0], q, acc[0]);
-                    acc[1] = S::fma(k[1], q, acc[1]);
+            let group = if E::SCALED { GROUP } else { self.dim };
+            for first in (0..self.dim).step_by(group) {
+                let mut sum = if E::SCALED { [[S::splat(0.0); 2]; N] } else { acc };
+                for d in first..self.dim.min(first + group) {
+                    let at = d * PANEL * E::BYTES;
+                    let k = [E::load::<S>(keys[0].add(at)), E::load::<S>(keys[1].add(at))];
+                    for (sum, q) in sum.iter_mut().zip(queries) {
+                        let q = S::splat(*q.add(d));
+                        sum[0] = S::fma(k[0], q, sum[0]);
+                        sum[1] = S::fma(k[1], q, sum[1]);
+                    }
+                }
+                if !E::SCALED {
+                    acc = sum;
+                    continue;
+                }
+                // The factors fill the end of a panel.
+                let left = self.dim.div_ceil(GROUP) - first / GROUP;
+                let factors: [_; 2] = std::array::from_fn(|i| {
+                    let at = panels[i].add(PANEL * (self.row - 4 * left)).cast::<f32>();
+                    S::load(at.add(columns[i] % PANEL))
+                });
+                for (acc, sum) in acc.iter_mut().zip(sum) {
+                    acc[0] = S::fma(sum[0], factors[0], acc[0]);
+                    acc[1] = S::fma(sum[1], factors[1], acc[1]);
                 }
             }
             for (i, acc) in acc.into_iter().enumerate() {
@@ -374,6 +397,8 @@ impl<E: Element> Scores<'_, E> {
 /// Adds the weighted values of a block's slots.
 struct Values<E: Element> {
     values: *const u8,
+    /// Bytes of a value.
+    row: usize,
     /// `[query][SEGMENT]`, at the block's first column.
     weights: *const f32,
     slots: Range<usize>,
@@ -410,6 +435,20 @@ impl<E: Element> Kernel for Values<E> {
 }
 
 impl<E: Element> Values<E> {
+    /// The weight of the elements around `d` of a slot's value for query `m`.
+    #[inline(always)]
+    unsafe fn weight(&self, m: usize, slot: usize, d: usize) -> f32 {
+        // SAFETY: a slot of the block; its factors fill the end of its row.
+        unsafe {
+            let w = *self.weights.add(m * SEGMENT + slot);
+            if !E::SCALED {
+                return w;
+            }
+            let left = self.dim.div_ceil(GROUP) - d / GROUP;
+            w * *self.values.add((slot + 1) * self.row - 4 * left).cast::<f32>()
+        }
+    }
+
     #[inline(always)]
     unsafe fn block<S: Simd, const N: usize, const P: usize>(&self, m: usize, d: usize) {
         // SAFETY: the caller's promise; slots are below 32.
@@ -422,13 +461,13 @@ impl<E: Element> Values<E> {
                 }
             }
             for slot in self.slots.clone() {
-                let row = self.values.add((slot * self.dim + d) * E::BYTES);
+                let row = self.values.add(slot * self.row + d * E::BYTES);
                 let mut v = [S::splat(0.0); P];
                 for (p, v) in v.iter_mut().enumerate() {
                     *v = E::load::<S>(row.add(p * S::LANES * E::BYTES));
                 }
                 for (i, acc) in acc.iter_mut().enumerate() {
-                    let w = S::splat(*self.weights.add((m + i) * SEGMENT + slot));
+                    let w = S::splat(self.weight(m + i, slot, d));
                     for (acc, v) in acc.iter_mut().zip(v) {
                         *acc = S::fma(v, w, *acc);
                     }
@@ -451,12 +490,12 @@ impl<E: Element> Values<E> {
             for m in queries {
                 let out = self.out.add(m * self.dim + d);
                 for slot in self.slots.clone() {
-                    let row = self.values.add((slot * self.dim + d) * E::BYTES);
+                    let row = self.values.add(slot * self.row + d * E::BYTES);
                     let mut bytes = [0u8; 64];
                     row.copy_to_nonoverlapping(bytes.as_mut_ptr(), left * E::BYTES);
                     let mut lanes = [0.0f32; 16];
                     S::store(lanes.as_mut_ptr(), E::load::<S>(bytes.as_ptr()));
-                    let w = *self.weights.add(m * SEGMENT + slot);
+                    let w = self.weight(m, slot, d);
                     for (i, v) in lanes.into_iter().take(left).enumerate() {
                         *out.add(i) = v.mul_add(w, *out.add(i));
                     }

@@ -6,6 +6,8 @@ use crate::simd::Simd;
 pub(crate) trait Element {
     /// Bytes of one element.
     const BYTES: usize;
+    /// Whether groups of 32 elements have a factor that is kept beside them.
+    const SCALED: bool = false;
     /// `LANES` elements as f32.
     ///
     /// # Safety
@@ -15,6 +17,7 @@ pub(crate) trait Element {
 
 pub(crate) struct F32;
 pub(crate) struct F16;
+pub(crate) struct I8;
 
 impl Element for F32 {
     const BYTES: usize = 4;
@@ -31,5 +34,15 @@ impl Element for F16 {
     unsafe fn load<S: Simd>(p: *const u8) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { S::load_f16(p.cast()) }
+    }
+}
+
+impl Element for I8 {
+    const BYTES: usize = 1;
+    const SCALED: bool = true;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_i8(p.cast()) }
     }
 }

@@ -3,7 +3,9 @@
 //! A sequence's block table says where its logical blocks lie, so that blocks can be handed out,
 //! shared and freed without moving anything. Inside a block each KV head has its keys as two panels
 //! `[head_dim][16 positions]` (a score is then a product with a packed matrix: no horizontal sums)
-//! and its values as rows `[32 positions][head_dim]`.
+//! and its values as rows `[32 positions][head_dim]`. In 8 bits, 32 neighbouring elements of a key or
+//! a value share a factor: `[head_dim / 32][16 positions]` of them follow each panel of keys, and
+//! `[head_dim / 32]` each row of values.
 
 use crate::blocks::f32_to_f16;
 use crate::buffer::{Buffer, OutOfMemory};
@@ -19,14 +21,20 @@ pub enum KvType {
     F32,
     /// Half precision: half the memory and half the reading.
     F16,
+    /// 8-bit integers, with an f32 factor for each 32: nine bits an element.
+    Q8,
 }
 
+/// Elements of a key or a value that share a factor.
+pub(crate) const GROUP: usize = 32;
+
 impl KvType {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
+    /// Bytes of a key or a value of `head_dim` elements.
+    pub fn row_bytes(self, head_dim: usize) -> usize {
         match self {
-            KvType::F32 => 4,
-            KvType::F16 => 2,
+            KvType::F32 => 4 * head_dim,
+            KvType::F16 => 2 * head_dim,
+            KvType::Q8 => head_dim.next_multiple_of(4) + 4 * head_dim.div_ceil(GROUP),
         }
     }
 }
@@ -59,7 +67,7 @@ impl KvLayer {
     }
 
     fn head_bytes(&self) -> usize {
-        2 * KV_BLOCK * self.head_dim * self.ty.bytes()
+        2 * KV_BLOCK * self.ty.row_bytes(self.head_dim)
     }
 
     /// Makes sure that blocks `0..count` exist.
@@ -105,6 +113,14 @@ impl KvLayer {
         for (head, (k, v)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
             let head = &mut bytes[head * head_bytes..(head + 1) * head_bytes];
             let (keys, values) = head.split_at_mut(head_bytes / 2);
+            if ty == KvType::Q8 {
+                let panel = keys.len() / (KV_BLOCK / PANEL);
+                let keys = &mut keys[slot / PANEL * panel..][..panel];
+                quantize(k, |d| d * PANEL + slot % PANEL, keys, PANEL, slot % PANEL);
+                let row = values.len() / KV_BLOCK;
+                quantize(v, |d| d, &mut values[slot * row..][..row], 1, 0);
+                continue;
+            }
             for (d, &k) in k.iter().enumerate() {
                 put(ty, keys, (slot / PANEL * dim + d) * PANEL + slot % PANEL, k);
             }
@@ -123,6 +139,28 @@ impl KvLayer {
     }
 }
 
+/// Writes `x` in 8 bits: element d at byte `place(d)`, the factor of its group g as number
+/// `g * stride + lane` of those at the end of `bytes`. Halves are rounded to even.
+fn quantize(
+    x: &[f32],
+    place: impl Fn(usize) -> usize,
+    bytes: &mut [u8],
+    stride: usize,
+    lane: usize,
+) {
+    let factors = bytes.len() - 4 * stride * x.len().div_ceil(GROUP);
+    for (g, part) in x.chunks(GROUP).enumerate() {
+        let top = part.iter().fold(0.0f32, |top, x| top.max(x.abs())).min(f32::MAX);
+        let inverse = if top > f32::MIN_POSITIVE * 127.0 { 127.0 / top } else { 0.0 };
+        for (i, x) in part.iter().enumerate() {
+            let code = (x * inverse).round_ties_even().clamp(-127.0, 127.0);
+            bytes[place(g * GROUP + i)] = code as i8 as u8;
+        }
+        let at = factors + 4 * (g * stride + lane);
+        bytes[at..at + 4].copy_from_slice(&(top / 127.0).to_le_bytes());
+    }
+}
+
 #[inline]
 fn put(ty: KvType, bytes: &mut [u8], at: usize, x: f32) {
     match ty {
@@ -131,5 +169,6 @@ fn put(ty: KvType, bytes: &mut [u8], at: usize, x: f32) {
             let half = f32_to_f16(x.clamp(-65504.0, 65504.0));
             bytes[2 * at..2 * at + 2].copy_from_slice(&half.to_le_bytes());
         }
+        KvType::Q8 => unreachable!("written by groups"),
     }
 }

@@ -51,7 +51,7 @@ impl KvLayout {
     pub fn block_bytes(&self, group: usize, ty: KvType) -> usize {
         (self.layers.iter())
             .filter(|l| l.group == group)
-            .map(|l| 2 * KV_BLOCK * l.heads * l.head_dim * ty.bytes())
+            .map(|l| 2 * KV_BLOCK * l.heads * ty.row_bytes(l.head_dim))
             .sum()
     }
 
