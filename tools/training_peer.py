@@ -8,6 +8,7 @@
 
 Both do whole steps (forward, backward, clipping, AdamW) in float32 on all cores, on the same
 checkpoint and the same tokens, and print tokens per second of the median step and peak memory.
+With `bf16` as the last argument both multiply matrices in bfloat16 (here: autocast).
 """
 
 import json
@@ -42,9 +43,10 @@ def make(shape, folder):
     path.write_text(json.dumps(found, indent=2))
 
 
-def one_step(model, trained, optimizer, ids, labels):
+def one_step(model, trained, optimizer, ids, labels, bf16=False):
     """Forward, backward, clipping, AdamW; returns the loss."""
-    loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
@@ -52,7 +54,7 @@ def one_step(model, trained, optimizer, ids, labels):
     return loss
 
 
-def run(folder, method, batch, length, steps):
+def run(folder, method, batch, length, steps, bf16):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if method == "lora":
         import peft
@@ -67,7 +69,7 @@ def run(folder, method, batch, length, steps):
     times = []
     for step in range(steps):
         start = time.perf_counter()
-        loss = one_step(model, trained, optimizer, ids, ids)
+        loss = one_step(model, trained, optimizer, ids, ids, bf16)
         times.append(time.perf_counter() - start)
         print(f"step {step}: loss {loss.item():.4f}, {times[-1]:.2f} s", flush=True)
     rate = batch * length / statistics.median(times[1:])
@@ -79,4 +81,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(sys.argv[2], sys.argv[3])
     else:
-        run(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), int((sys.argv[6:] or [4])[0]))
+        bf16 = sys.argv[-1] == "bf16"
+        folder, method, *numbers = sys.argv[2 : len(sys.argv) - bf16]
+        batch, length, steps = map(int, [*numbers, 4][:3])
+        run(folder, method, batch, length, steps, bf16)

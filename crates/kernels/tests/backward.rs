@@ -2,9 +2,9 @@
 //! f64, and the same bits on every instruction set, for any number of threads.
 
 use lapidary_kernels::backward::{
-    AttendGradients, Gemm, Operand, activation_backward, attend_backward, attend_forward,
-    cross_entropy, gated_backward, layer_norm_backward, log_probability, rms_norm_backward,
-    rope_backward, softcap_backward,
+    AttendGradients, Gemm, Operand, Precision, activation_backward, attend_backward,
+    attend_forward, cross_entropy, gated_backward, layer_norm_backward, log_probability,
+    rms_norm_backward, rope_backward, softcap_backward,
 };
 use lapidary_kernels::blocks::{self, BlockType};
 use lapidary_kernels::{
@@ -104,6 +104,53 @@ fn products() {
                 };
                 check(&format!("product {m} {n} {k}"), run, &want, 1e-5);
             }
+        }
+    }
+}
+
+/// Rounded operands against f64, and the same bits from every instruction set.
+#[test]
+fn products_of_bfloat16() {
+    let round = |x: &f32| -> f64 {
+        let exact = f64::from(*x);
+        if exact.abs() < 2f64.powi(-50) {
+            return 0.0;
+        }
+        // Eight bits of fraction in all, ties to even: what is left of a multiple of 2^(e - 7).
+        let unit = 2f64.powi(exact.abs().log2().floor() as i32 - 7);
+        (exact / unit).round_ties_even() * unit
+    };
+    for [m, n, k] in [[1, 1, 1], [13, 33, 17], [30, 100, 530], [250, 70, 64], [5, 40, 4201]] {
+        let (mut a, b, c) = (values(m * k, 1, 1.0), values(n * k, 2, 1.0), values(m * n, 3, 1.0));
+        a[0] = 3e-20;
+        for add in [false, true] {
+            let want: Vec<f64> = (0..m * n)
+                .map(|i| {
+                    let (row, column) = (i / n * k, i % n * k);
+                    let dot: f64 = (0..k).map(|p| round(&a[row + p]) * round(&b[column + p])).sum();
+                    dot + if add { f64::from(c[i]) } else { 0.0 }
+                })
+                .collect();
+            let run = |gemm: &Gemm| {
+                let gemm =
+                    Gemm::new(gemm.isa(), gemm.shared_pool()).with_precision(Precision::Bf16);
+                let mut out = c.clone();
+                gemm.product([m, n, k], Operand::Rows(&a, k), Operand::Rows(&b, k), &mut out, add);
+                out
+            };
+            check(&format!("bfloat16 {m} {n} {k}"), run, &want, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn bfloat16_keeps_what_is_not_a_number() {
+    for gemm in machines() {
+        let gemm = Gemm::new(gemm.isa(), gemm.shared_pool()).with_precision(Precision::Bf16);
+        for bad in [f32::NAN, f32::from_bits(0xffff_ffff), f32::INFINITY] {
+            let (a, b, mut out) = ([1.0, bad], [1.0, 1.0], [0.0]);
+            gemm.product([1, 1, 2], Operand::Rows(&a, 2), Operand::Rows(&b, 2), &mut out, false);
+            assert!(!out[0].is_finite(), "{bad} gave {}", out[0]);
         }
     }
 }

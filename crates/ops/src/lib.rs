@@ -15,7 +15,10 @@ mod weight;
 
 pub use cpu::{Cpu, Precision, Probe, Watch};
 pub use kv::{KvCache, KvLayerShape, KvLayout, Media, Rows, Span};
-pub use lapidary_kernels::backward::{Adam, Moments, adamw, adamw_factored, sum_of_squares};
+pub use lapidary_kernels::backward::{
+    Adam, Gemm, Moments, Operand, Precision as ProductPrecision, adamw, adamw_factored,
+    sum_of_squares,
+};
 pub use lapidary_kernels::blocks::{self, BlockType};
 pub use lapidary_kernels::{
     Activation, AttentionSpec, Isa, KV_BLOCK, KvType, OutOfMemory, PackError, Pool, RopePairs,

@@ -6,6 +6,7 @@ pub mod data;
 mod gguf_names;
 mod importance;
 mod merge;
+mod muon;
 mod optimizer;
 mod options;
 mod passages;
@@ -19,8 +20,9 @@ mod trainer;
 
 pub use agreement::{Agreement, agreement};
 pub use importance::Importance;
+pub use lapidary_ops::ProductPrecision;
 pub use merge::{Adapter, Merged, merge};
-pub use options::{AdamW, LoraOptions, Method, StatePrecision, StepReport, TrainOptions};
+pub use options::{AdamW, LoraOptions, Method, Muon, StatePrecision, StepReport, TrainOptions};
 pub use passages::passages;
 pub use quantize::{Options, Report, Written, quantize};
 pub use recipe::{Place, Recipe};

@@ -1,7 +1,7 @@
-//! AdamW over all parameters of a tape.
+//! AdamW over all parameters of a tape, or Muon over the matrices of its blocks.
 
-use crate::{StatePrecision, TrainOptions};
-use lapidary_ops::{Adam, Moments, Param, Tape, adamw, adamw_factored, sum_of_squares};
+use crate::{Muon, StatePrecision, TrainOptions, muon};
+use lapidary_ops::{Adam, Moments, Param, Pool, Tape, adamw, adamw_factored, sum_of_squares};
 use std::sync::Mutex;
 
 /// Values that a task changes; a multiple of the moments' blocks. Fixed: sums are taken by it.
@@ -15,6 +15,8 @@ pub(crate) enum State {
     Each(Moments),
     /// The first of each value, the second's means over rows and columns.
     Factored { m: Vec<f32>, rows: Vec<f32>, columns: Vec<f32> },
+    /// Muon's momentum.
+    Momentum(Vec<f32>),
 }
 
 /// The states of all parameters, and their averages.
@@ -28,6 +30,9 @@ impl Optimizer {
     pub fn new(tape: &Tape, options: &TrainOptions) -> Self {
         let states = (tape.params().iter())
             .map(|p| match (options.state, &p.shape[..]) {
+                _ if options.muon.is_some() && muon::takes(p) => {
+                    State::Momentum(vec![0.0; p.values.len()])
+                }
                 (StatePrecision::Factored, &[n, k]) => State::Factored {
                     m: vec![0.0; n * k],
                     rows: vec![0.0; n],
@@ -74,7 +79,6 @@ impl Optimizer {
             correction1: power(a.beta1),
             correction2: power(a.beta2),
         };
-        let mut averages = self.ema.iter_mut().flatten();
         for (p, state) in tape.params_mut().iter_mut().zip(&mut self.states) {
             let adam = adam(p);
             match state {
@@ -90,6 +94,8 @@ impl Optimizer {
                         g.fill(0.0);
                     });
                 }
+                // All together, below.
+                State::Momentum(_) => {}
                 State::Factored { m, rows, columns } => {
                     factored_means(&pool, p, &adam, rows, columns);
                     let k = columns.len();
@@ -113,29 +119,40 @@ impl Optimizer {
                     });
                 }
             }
-            if let (Some(average), Some(keep)) = (averages.next(), o.ema) {
-                let parts: Vec<_> =
-                    (average.chunks_mut(PART).zip(p.values.chunks(PART))).map(Mutex::new).collect();
-                pool.run(parts.len(), &|i| {
-                    let mut part = parts[i].lock().unwrap_or_else(|e| e.into_inner());
-                    let (average, w) = &mut *part;
-                    for (a, w) in average.iter_mut().zip(*w) {
-                        *a = keep * *a + (1.0 - keep) * w;
-                    }
-                });
-            }
+        }
+        if let Some(Muon { momentum }) = o.muon {
+            let f = muon::Figures { lr, momentum, decay: a.weight_decay, scale };
+            let matrices = (tape.params_mut().iter_mut().zip(&mut self.states))
+                .filter_map(|(p, state)| match state {
+                    State::Momentum(m) => Some((p, m)),
+                    _ => None,
+                })
+                .collect();
+            muon::steps(isa, o.precision, &pool, &f, matrices);
+        }
+        if let (Some(averages), Some(keep)) = (&mut self.ema, o.ema) {
+            average(&pool, tape.params(), averages, keep);
         }
     }
 }
 
+/// Moves the averages towards the weights.
+fn average(pool: &Pool, params: &[Param], averages: &mut [Vec<f32>], keep: f32) {
+    let parts: Vec<_> = (averages.iter_mut().zip(params))
+        .flat_map(|(average, p)| average.chunks_mut(PART).zip(p.values.chunks(PART)))
+        .map(Mutex::new)
+        .collect();
+    pool.run(parts.len(), &|i| {
+        let mut part = parts[i].lock().unwrap_or_else(|e| e.into_inner());
+        let (average, w) = &mut *part;
+        for (a, w) in average.iter_mut().zip(*w) {
+            *a = keep * *a + (1.0 - keep) * w;
+        }
+    });
+}
+
 /// Moves the means of the squared gradient over rows and columns.
-fn factored_means(
-    pool: &lapidary_ops::Pool,
-    p: &Param,
-    adam: &Adam,
-    rows: &mut [f32],
-    columns: &mut [f32],
-) {
+fn factored_means(pool: &Pool, p: &Param, adam: &Adam, rows: &mut [f32], columns: &mut [f32]) {
     let (k, n) = (columns.len(), rows.len());
     let beta = adam.beta2;
     let parts: Vec<_> = (p.grad.chunks(ROWS * k).zip(rows.chunks_mut(ROWS)))

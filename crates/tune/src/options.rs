@@ -1,5 +1,7 @@
 //! How a trainer trains.
 
+use lapidary_ops::ProductPrecision;
+
 /// Which values change.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Method {
@@ -52,6 +54,14 @@ impl Default for AdamW {
     }
 }
 
+/// Muon (<https://kellerjordan.github.io/posts/muon/>): steps of matrices made nearly orthogonal. It
+/// keeps four bytes for each of their values, and takes AdamW's learning rate and decay.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Muon {
+    /// Memory of the momentum.
+    pub momentum: f32,
+}
+
 /// How the optimiser keeps its moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StatePrecision {
@@ -74,6 +84,10 @@ pub struct TrainOptions {
     pub optimizer: AdamW,
     /// How its moments are kept.
     pub state: StatePrecision,
+    /// Muon for the matrices of the blocks, beside AdamW for the rest; for [`Method::Full`].
+    pub muon: Option<Muon>,
+    /// How matrices are rounded before they are multiplied.
+    pub precision: ProductPrecision,
     /// The longest gradient that is not shortened.
     pub clip: Option<f32>,
     /// Memory of an exponential average of the weights, such as 0.999.
@@ -96,6 +110,8 @@ impl Default for TrainOptions {
             method: Method::Full,
             optimizer: AdamW::default(),
             state: StatePrecision::F32,
+            precision: ProductPrecision::F32,
+            muon: None,
             clip: Some(1.0),
             ema: None,
             dpo_beta: 0.1,

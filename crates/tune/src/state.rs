@@ -219,6 +219,7 @@ fn parts(trainer: &mut Trainer) -> Vec<(String, Values<'_>)> {
                 add("second", Values::U8(v));
                 add("scales", Values::F32(scales));
             }
+            State::Momentum(m) => add("momentum", Values::F32(m)),
             State::Factored { m, rows, columns } => {
                 add("first", Values::F32(m));
                 add("second.rows", Values::F32(rows));

@@ -149,6 +149,10 @@ impl Trainer {
             let problem = format!("{} can't be trained yet; there are {known}", info.family);
             return Err(wrong("architecture", problem));
         }
+        if options.muon.is_some() && options.method != Method::Full {
+            let problem = "muon is for whole weights; adapters are trained with adamw".to_owned();
+            return Err(wrong("optimizer.kind", problem));
+        }
         let trained = match &options.method {
             Method::Full => Trained::All,
             Method::Lora(lora) => {
@@ -162,7 +166,7 @@ impl Trainer {
             }
         };
         let pool = Arc::new(Pool::new(options.threads.max(1)));
-        let mut tape = Tape::new(Isa::detect(), pool, trained);
+        let mut tape = Tape::new(Isa::detect(), pool, trained, options.precision);
         let loaded = lapidary_model::load(checkpoint, &mut tape)?;
         if let Method::Lora(lora) = &options.method {
             let matched = |t: &String| {

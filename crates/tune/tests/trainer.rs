@@ -1,7 +1,10 @@
 //! The trainer: it learns, the same bits come out however it is run, and it goes on where it stopped.
 
 use lapidary_formats::Checkpoint;
-use lapidary_tune::{LoraOptions, Method, Pair, Sequence, StatePrecision, TrainOptions, Trainer};
+use lapidary_tune::{
+    LoraOptions, Method, Muon, Pair, ProductPrecision, Sequence, StatePrecision, TrainOptions,
+    Trainer,
+};
 use std::path::{Path, PathBuf};
 
 fn fixture(name: &str) -> Option<Checkpoint> {
@@ -65,14 +68,18 @@ fn every_method_and_state_learns() {
 #[test]
 fn threads_and_interruptions_leave_no_trace() {
     let Some(checkpoint) = fixture("models/gemma3_text") else { return };
-    for (method, state, ema) in [
-        (Method::Full, StatePrecision::F32, Some(0.9)),
-        (Method::Full, StatePrecision::Factored, None),
-        (lora(0.2), StatePrecision::Bits8, None),
+    let (f32, bf16) = (ProductPrecision::F32, ProductPrecision::Bf16);
+    for (method, state, ema, muon, precision) in [
+        (Method::Full, StatePrecision::F32, Some(0.9), None, f32),
+        (Method::Full, StatePrecision::Factored, None, None, bf16),
+        (Method::Full, StatePrecision::Bits8, None, Some(Muon { momentum: 0.95 }), bf16),
+        (lora(0.2), StatePrecision::Bits8, None, None, f32),
     ] {
         let options = |threads, activation_memory| TrainOptions {
             method: method.clone(),
             state,
+            muon,
+            precision,
             ema,
             threads,
             activation_memory,
@@ -104,6 +111,33 @@ fn threads_and_interruptions_leave_no_trace() {
         }
         assert!(plain == run(1, 0, Some(2)), "{state:?}: resumed");
     }
+}
+
+/// Fifteen steps with Muon and with bfloat16 products, beside AdamW in f32.
+#[test]
+fn muon_and_bfloat16_learn() {
+    let Some(checkpoint) = fixture("models/gemma3_text") else { return };
+    let loss = |muon, precision| {
+        let options = TrainOptions { muon, precision, threads: 2, ..TrainOptions::default() };
+        let mut trainer = Trainer::new(&checkpoint, options).unwrap();
+        (0..15).for_each(|_| drop(trainer.step(&batches(), 5e-3).unwrap()));
+        trainer.evaluate(&batches().concat()).unwrap().0 / 80.0
+    };
+    let plain = loss(None, ProductPrecision::F32);
+    let rounded = loss(None, ProductPrecision::Bf16);
+    let muon = loss(Some(Muon { momentum: 0.95 }), ProductPrecision::F32);
+    println!("nats: adamw {plain:.4}, in bfloat16 {rounded:.4}, muon {muon:.4}");
+    assert!((rounded / plain - 1.0).abs() < 0.05, "{rounded} beside {plain}");
+    assert!(muon < 1.1 * plain, "{muon} beside {plain}");
+}
+
+#[test]
+fn muon_is_refused_for_adapters() {
+    let Some(checkpoint) = fixture("models/gemma3_text") else { return };
+    let muon = Some(Muon { momentum: 0.95 });
+    let options = TrainOptions { method: lora(0.0), muon, ..TrainOptions::default() };
+    let error = Trainer::new(&checkpoint, options).err().unwrap().to_string();
+    assert!(error.contains("optimizer.kind"), "{error}");
 }
 
 #[test]

@@ -273,7 +273,7 @@ unsafe fn multiply<S: Simd, const MR: usize>(
             for column in (0..n).step_by(width) {
                 let rest = [MR.min(m - row), width.min(n - column)];
                 let b = b.add(column / width * between);
-                tile::<S, MR>(k, own, b, c.add(row * stride + column), stride, rest, load);
+                tile::<S, MR, false>(k, own, b, c.add(row * stride + column), stride, rest, load);
             }
         }
     }

@@ -6,11 +6,17 @@
 //!
 //! The inner loop holds 12 x 32 outputs in registers (6 x 16 with eight lanes). A chunk of b is
 //! packed once by all threads; each task packs its rows of a, which stay in its second-level cache.
+//!
+//! With [`Precision::Bf16`] operands are rounded to bfloat16 as they are packed, two places of the
+//! contraction in each 32 bits, for `vdpbf16ps`: twice the places in an instruction, half the bytes.
+//! The sums stay f32. Without that instruction the same bits come from two multiply-adds.
 
 use super::pack::Operand;
 use crate::buffer::SharedMut;
 use crate::pool::Pool;
 use crate::simd::{Isa, Kernel, Simd};
+use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 /// Places of the contraction that the packed rows of a task span: with `MC` rows about half of a
@@ -25,9 +31,21 @@ const CHUNK: usize = 2 << 20;
 /// Multiply-adds below which a second thread does not pay.
 const SMALL: usize = 1 << 18;
 
+/// How operands are rounded before they are multiplied; sums are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Not at all.
+    #[default]
+    F32,
+    /// To bfloat16, ties to even; values below 2^-50 become zero, so that no sum of products is
+    /// subnormal (`vdpbf16ps` would flush it, multiply-adds would not).
+    Bf16,
+}
+
 /// Products on the threads of a pool.
 pub struct Gemm {
     isa: Isa,
+    precision: Precision,
     pool: Arc<Pool>,
     scratch: Scratch,
 }
@@ -70,7 +88,12 @@ pub(super) fn strip_width(isa: Isa) -> usize {
 impl Gemm {
     /// Products with instruction set `isa` on `pool`.
     pub fn new(isa: Isa, pool: Arc<Pool>) -> Self {
-        Self { isa, pool, scratch: Scratch::default() }
+        Self { isa, precision: Precision::F32, pool, scratch: Scratch::default() }
+    }
+
+    /// The same with operands of `precision`.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The instruction set.
@@ -96,7 +119,27 @@ impl Gemm {
     ///
     /// # Panics
     /// If an operand is too small.
-    pub fn product(&self, [m, n, k]: [usize; 3], a: Operand, b: Operand, c: &mut [f32], add: bool) {
+    pub fn product(&self, size: [usize; 3], a: Operand, b: Operand, c: &mut [f32], add: bool) {
+        match self.precision {
+            Precision::F32 => self.product_of::<false>(size, a, b, c, add),
+            Precision::Bf16 => self.product_of::<true>(size, a, b, c, add),
+        }
+    }
+
+    /// Runs a kernel with the instructions that its operands want.
+    #[inline]
+    fn start<K: Kernel<Output = ()>, const BF16: bool>(&self, kernel: K) {
+        if BF16 { self.isa.run_bf16(kernel) } else { self.isa.run(kernel) }
+    }
+
+    fn product_of<const BF16: bool>(
+        &self,
+        [m, n, k]: [usize; 3],
+        a: Operand,
+        b: Operand,
+        c: &mut [f32],
+        add: bool,
+    ) {
         assert_eq!(c.len(), m * n, "an output of {m} x {n}");
         if m == 0 || n == 0 {
             return;
@@ -123,17 +166,18 @@ impl Gemm {
                 let to = SharedMut(packed.as_mut_ptr());
                 let grain = (16384 / (width * (k1 - k0))).max(1);
                 self.pool.split(s1 - s0, grain, &|part| {
-                    self.isa.run(PackStrips { b, n, k0, k1, s0, part, to });
+                    let strips = PackStrips::<BF16> { b, n, k0, k1, s0, part, to };
+                    self.start::<_, BF16>(strips);
                 });
                 let job = Job { a, packed: to, c, m, n, k0, k1, s0, s1, load: add || k0 > 0 };
-                self.multiply(&job);
+                self.multiply::<BF16>(&job);
             }
         }
         self.scratch.give(packed);
     }
 
     /// Shares the outputs of a packed chunk out to the threads.
-    fn multiply(&self, job: &Job) {
+    fn multiply<const BF16: bool>(&self, job: &Job) {
         let strips = job.s1 - job.s0;
         let work = job.m * strips * strip_width(self.isa) * (job.k1 - job.k0);
         let threads = if work < SMALL { 1 } else { self.pool.threads() };
@@ -148,7 +192,7 @@ impl Gemm {
         let task = |i: usize| {
             let (block, group) = (i % blocks, i / blocks);
             let mut own = self.scratch.take((rows + 12) * KC + 16);
-            self.isa.run(Multiply {
+            self.start::<_, BF16>(Multiply::<BF16> {
                 job,
                 rows: block * rows..((block + 1) * rows).min(job.m),
                 strips: group * wide..((group + 1) * wide).min(strips),
@@ -165,35 +209,97 @@ impl Gemm {
 }
 
 /// Packs strips `part` of a chunk of b.
-struct PackStrips<'a> {
+struct PackStrips<'a, const BF16: bool> {
     b: Operand<'a>,
     n: usize,
     k0: usize,
     k1: usize,
     s0: usize,
-    part: std::ops::Range<usize>,
+    part: Range<usize>,
     to: SharedMut<f32>,
 }
 
-impl Kernel for PackStrips<'_> {
+impl<const BF16: bool> Kernel for PackStrips<'_, BF16> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (inner, width) = (self.k0..self.k1, 2 * S::LANES);
-        for s in self.part {
-            let first = (self.s0 + s) * width;
+        // SAFETY: as in `go`.
+        unsafe { if S::LANES == 16 { self.go::<S, 32>() } else { self.go::<S, 16>() } }
+    }
+}
+
+impl<const BF16: bool> PackStrips<'_, BF16> {
+    #[inline(always)]
+    unsafe fn go<S: Simd, const W: usize>(&self) {
+        let inner = self.k0..self.k1;
+        let mut wide: Wide = [MaybeUninit::uninit(); _];
+        for s in self.part.clone() {
+            let first = (self.s0 + s) * W;
             // SAFETY: the buffer has room for every strip of the chunk, and each is packed once.
             unsafe {
-                let out = self.to.at(s * width * inner.len());
-                if S::LANES == 16 {
-                    self.b.pack::<S, 32>(first, self.n, inner.clone(), out);
-                } else {
-                    self.b.pack::<S, 16>(first, self.n, inner.clone(), out);
+                let out = self.to.at(s * W * steps::<BF16>(inner.len()));
+                pack::<S, W, BF16>(&self.b, first, self.n, inner.clone(), out, &mut wide);
+            }
+        }
+    }
+}
+
+/// Steps of the inner loop for `places` of the contraction.
+#[inline(always)]
+fn steps<const BF16: bool>(places: usize) -> usize {
+    if BF16 { places.div_ceil(2) } else { places }
+}
+
+/// Room for a strip in f32 on its way to bfloat16.
+type Wide = [MaybeUninit<f32>; KC * 32 + 16];
+
+/// Writes the strip of outputs `first .. first + W` as the inner loop wants it.
+///
+/// # Safety
+/// As [`Operand::pack`], with room for `steps` times `W` values (and what spills).
+#[inline(always)]
+unsafe fn pack<S: Simd, const W: usize, const BF16: bool>(
+    from: &Operand,
+    first: usize,
+    outer: usize,
+    inner: Range<usize>,
+    out: *mut f32,
+    wide: &mut Wide,
+) {
+    // SAFETY: the caller's promise; `KC` is a multiple of 32, and a part of it fits `wide`.
+    unsafe {
+        if !BF16 {
+            return from.pack::<S, W>(first, outer, inner, out);
+        }
+        let wide = wide.as_mut_ptr().cast::<f32>();
+        for p in inner.clone().step_by(KC) {
+            let len = KC.min(inner.end - p);
+            from.pack::<S, W>(first, outer, p..p + len, wide);
+            if len % 2 == 1 {
+                wide.add(len * W).write_bytes(0, W);
+            }
+            let pairs = out.add((p - inner.start) / 2 * W).cast::<u32>();
+            for step in 0..len.div_ceil(2) {
+                for i in 0..W {
+                    let (low, high) =
+                        (wide.add(2 * step * W + i), wide.add((2 * step + 1) * W + i));
+                    *pairs.add(step * W + i) = bf16(*low) >> 16 | bf16(*high);
                 }
             }
         }
     }
+}
+
+/// A value rounded to bfloat16, as the upper half; see [`Precision::Bf16`]. NaN stays NaN.
+#[inline(always)]
+fn bf16(x: f32) -> u32 {
+    const LEAST: u32 = (127 - 50) << 23;
+    let bits = x.to_bits();
+    let size = bits & 0x7fff_ffff;
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    let rounded = if size < LEAST { 0 } else { rounded };
+    if size > 0x7f80_0000 { 0x7fc0_0000 } else { rounded }
 }
 
 /// A product with a packed chunk of b.
@@ -211,14 +317,14 @@ struct Job<'a> {
 }
 
 /// Some rows of a times some strips of the chunk.
-struct Multiply<'a> {
+struct Multiply<'a, const BF16: bool> {
     job: &'a Job<'a>,
-    rows: std::ops::Range<usize>,
-    strips: std::ops::Range<usize>,
+    rows: Range<usize>,
+    strips: Range<usize>,
     own: *mut f32,
 }
 
-impl Kernel for Multiply<'_> {
+impl<const BF16: bool> Kernel for Multiply<'_, BF16> {
     type Output = ();
 
     #[inline(always)]
@@ -228,11 +334,12 @@ impl Kernel for Multiply<'_> {
     }
 }
 
-impl Multiply<'_> {
+impl<const BF16: bool> Multiply<'_, BF16> {
     #[inline(always)]
     unsafe fn go<S: Simd, const MR: usize>(&self) {
         let (job, width) = (self.job, 2 * S::LANES);
         let inner = job.k1 - job.k0;
+        let mut wide: Wide = [MaybeUninit::uninit(); _];
         for p in (0..inner).step_by(KC) {
             let len = KC.min(inner - p);
             // SAFETY: `own` has room for the rows of a task, rounded up, and what a strip spills;
@@ -240,16 +347,19 @@ impl Multiply<'_> {
             unsafe {
                 for (i, row) in self.rows.clone().step_by(MR).enumerate() {
                     let range = job.k0 + p..job.k0 + p + len;
-                    job.a.pack::<S, MR>(row, job.m, range, self.own.add(i * MR * len));
+                    let own = self.own.add(i * MR * steps::<BF16>(len));
+                    pack::<S, MR, BF16>(&job.a, row, job.m, range, own, &mut wide);
                 }
                 for s in self.strips.clone() {
-                    let b = job.packed.at(s * width * inner + p * width);
+                    let b = s * steps::<BF16>(inner) + steps::<BF16>(p);
+                    let b = job.packed.at(b * width);
                     let column = (job.s0 + s) * width;
                     for (i, row) in self.rows.clone().step_by(MR).enumerate() {
-                        let a = self.own.add(i * MR * len);
+                        let a = self.own.add(i * MR * steps::<BF16>(len));
                         let rest = [MR.min(self.rows.end - row), width.min(job.n - column)];
                         let c = job.c.at(row * job.n + column);
-                        tile::<S, MR>(len, a, b, c, job.n, rest, job.load || p > 0);
+                        let load = job.load || p > 0;
+                        tile::<S, MR, BF16>(steps::<BF16>(len), a, b, c, job.n, rest, load);
                     }
                 }
             }
@@ -258,12 +368,12 @@ impl Multiply<'_> {
 }
 
 /// `c (+)= a b` for a strip `[len][MR]` of a and a strip `[len][2 LANES]` of b, of which
-/// `rest` rows and columns are stored.
+/// `rest` rows and columns are stored. With `BF16` both are pairs of bfloat16.
 ///
 /// # Safety
 /// The features of `S`; strips and outputs that are there.
 #[inline(always)]
-pub(super) unsafe fn tile<S: Simd, const MR: usize>(
+pub(super) unsafe fn tile<S: Simd, const MR: usize, const BF16: bool>(
     len: usize,
     a: *const f32,
     b: *const f32,
@@ -276,7 +386,7 @@ pub(super) unsafe fn tile<S: Simd, const MR: usize>(
     unsafe {
         let [rows, columns] = rest;
         if rows == MR && columns == 2 * S::LANES {
-            return inner::<S, MR, 2>(len, a, b, c, stride, load);
+            return inner::<S, MR, 2, BF16>(len, a, b, c, stride, load);
         }
         let mut buffer = [0.0f32; 12 * 32];
         if load {
@@ -286,9 +396,9 @@ pub(super) unsafe fn tile<S: Simd, const MR: usize>(
             }
         }
         if columns <= S::LANES {
-            inner::<S, MR, 1>(len, a, b, buffer.as_mut_ptr(), 32, load);
+            inner::<S, MR, 1, BF16>(len, a, b, buffer.as_mut_ptr(), 32, load);
         } else {
-            inner::<S, MR, 2>(len, a, b, buffer.as_mut_ptr(), 32, load);
+            inner::<S, MR, 2, BF16>(len, a, b, buffer.as_mut_ptr(), 32, load);
         }
         for r in 0..rows {
             c.add(r * stride).copy_from_nonoverlapping(buffer.as_ptr().add(r * 32), columns);
@@ -297,7 +407,7 @@ pub(super) unsafe fn tile<S: Simd, const MR: usize>(
 }
 
 #[inline(always)]
-unsafe fn inner<S: Simd, const MR: usize, const NV: usize>(
+unsafe fn inner<S: Simd, const MR: usize, const NV: usize, const BF16: bool>(
     len: usize,
     mut a: *const f32,
     mut b: *const f32,
@@ -316,6 +426,20 @@ unsafe fn inner<S: Simd, const MR: usize, const NV: usize>(
             }
         }
         for _ in 0..len {
+            if BF16 {
+                let mut y = [S::splat_w(0); NV];
+                for (v, y) in y.iter_mut().enumerate() {
+                    *y = S::load_w(b.add(v * S::LANES).cast());
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    for (acc, y) in acc.iter_mut().zip(y) {
+                        *acc = S::dot_bf16(*acc, y, a.add(r).cast());
+                    }
+                }
+                a = a.add(MR);
+                b = b.add(2 * S::LANES);
+                continue;
+            }
             let mut y = [S::splat(0.0); NV];
             for (v, y) in y.iter_mut().enumerate() {
                 *y = S::load(b.add(v * S::LANES));

@@ -12,7 +12,7 @@ mod pack;
 mod rowwise;
 
 pub use attention::{AttendGradients, attend_backward, attend_forward};
-pub use gemm::Gemm;
+pub use gemm::{Gemm, Precision};
 pub use optimizer::{Adam, Moments, MomentsMut, adamw, adamw_factored, sum_of_squares};
 pub use pack::Operand;
 pub use rowwise::{

@@ -15,7 +15,7 @@ use crate::{
     Activation, AttentionSpec, Cpu, Isa, Pool, Rope, Tensor, Vector, Weight, weight::WeightData,
 };
 use lapidary_kernels::Packed;
-use lapidary_kernels::backward::{self as kernels, Gemm};
+use lapidary_kernels::backward::{self as kernels, Gemm, Precision};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -142,11 +142,11 @@ struct LoraNode {
 }
 
 impl Tape {
-    /// A tape on `pool` that trains what `trained` says.
-    pub fn new(isa: Isa, pool: Arc<Pool>, trained: Trained) -> Self {
+    /// A tape on `pool` that trains what `trained` says; matrices are multiplied in `precision`.
+    pub fn new(isa: Isa, pool: Arc<Pool>, trained: Trained, precision: Precision) -> Self {
         Self {
             cpu: Cpu::for_training(isa, pool.clone()),
-            gemm: Gemm::new(isa, pool),
+            gemm: Gemm::new(isa, pool).with_precision(precision),
             trained,
             weights: Vec::new(),
             params: Vec::new(),

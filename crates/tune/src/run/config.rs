@@ -2,7 +2,7 @@
 
 use super::schedule::ScheduleConfig;
 use crate::data::{Format, Learn, SourceSpec};
-use crate::{AdamW, LoraOptions, Method, StatePrecision, TrainOptions};
+use crate::{AdamW, LoraOptions, Method, Muon, ProductPrecision, StatePrecision, TrainOptions};
 use lapidary_formats::{FormatError, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -28,6 +28,9 @@ pub struct TrainConfig {
     /// again.
     #[serde(default = "gibibyte")]
     pub activation_memory: usize,
+    /// How matrices are rounded before they are multiplied: `f32` (not at all) or `bf16`.
+    #[serde(default)]
+    pub precision: PrecisionConfig,
     /// What is trained.
     #[serde(default)]
     pub model: ModelConfig,
@@ -35,7 +38,7 @@ pub struct TrainConfig {
     pub data: DataConfig,
     /// How long, and how fast.
     pub schedule: ScheduleConfig,
-    /// AdamW.
+    /// How weights follow their gradients.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
     /// Adapters, for the methods `lora` and `dpo`.
@@ -65,6 +68,17 @@ pub enum MethodConfig {
     Lora,
     /// Low-rank adapters, by direct preference optimisation.
     Dpo,
+}
+
+/// `precision`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrecisionConfig {
+    /// As they are.
+    #[default]
+    F32,
+    /// To bfloat16; weights, sums, gradients and moments stay f32.
+    Bf16,
 }
 
 /// `[model]`: a checkpoint, or a shape for fresh weights; without either the built-in model.
@@ -159,6 +173,10 @@ pub struct SourceConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
+    /// `adamw` or `muon`.
+    pub kind: OptimizerKind,
+    /// Muon: memory of the momentum.
+    pub momentum: f32,
     /// Memory of the first moment.
     pub beta1: f32,
     /// Memory of the second moment.
@@ -173,6 +191,16 @@ pub struct OptimizerConfig {
     pub ema: f32,
     /// `f32`, `8bit` or `factored`.
     pub state: StateConfig,
+}
+
+/// `optimizer.kind`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// AdamW for all values.
+    Adamw,
+    /// Muon for the matrices of the blocks, AdamW for the rest.
+    Muon,
 }
 
 /// `optimizer.state`.
@@ -193,6 +221,8 @@ impl Default for OptimizerConfig {
     fn default() -> Self {
         let adam = AdamW::default();
         Self {
+            kind: OptimizerKind::Adamw,
+            momentum: 0.95,
             beta1: adam.beta1,
             beta2: adam.beta2,
             eps: adam.eps,
@@ -392,6 +422,9 @@ impl TrainConfig {
         if self.model.init.is_some() && self.method != MethodConfig::Full {
             return bad("method", "fresh weights are trained whole: \"full\" was expected");
         }
+        if self.optimizer.kind == OptimizerKind::Muon && self.method != MethodConfig::Full {
+            return bad("optimizer.kind", "\"adamw\" was expected: muon is for method \"full\"");
+        }
         if self.threads.is_some_and(|t| !(1..=1024).contains(&t)) {
             return bad("threads", "a number from 1 to 1024 was expected");
         }
@@ -410,6 +443,7 @@ impl TrainConfig {
         let share = |x: f32| (0.0..1.0).contains(&x);
         let positive = |x: f32| x > 0.0 && x.is_finite();
         let checks = [
+            ("optimizer.momentum", share(o.momentum), "a number from 0 to below 1 was expected"),
             ("optimizer.beta1", share(o.beta1), "a number from 0 to below 1 was expected"),
             ("optimizer.beta2", share(o.beta2), "a number from 0 to below 1 was expected"),
             ("optimizer.eps", positive(o.eps), "a number above 0 was expected"),
@@ -458,6 +492,11 @@ impl TrainConfig {
                 StateConfig::Bits8 => StatePrecision::Bits8,
                 StateConfig::Factored => StatePrecision::Factored,
             },
+            precision: match self.precision {
+                PrecisionConfig::F32 => ProductPrecision::F32,
+                PrecisionConfig::Bf16 => ProductPrecision::Bf16,
+            },
+            muon: (o.kind == OptimizerKind::Muon).then_some(Muon { momentum: o.momentum }),
             clip: (o.clip > 0.0).then_some(o.clip),
             ema: (o.ema > 0.0).then_some(o.ema),
             dpo_beta: self.dpo.beta,
