@@ -117,18 +117,21 @@ fn threads_and_interruptions_leave_no_trace() {
 #[test]
 fn muon_and_bfloat16_learn() {
     let Some(checkpoint) = fixture("models/gemma3_text") else { return };
-    let loss = |muon, precision| {
+    let loss = |muon, precision, steps| {
         let options = TrainOptions { muon, precision, threads: 2, ..TrainOptions::default() };
         let mut trainer = Trainer::new(&checkpoint, options).unwrap();
-        (0..15).for_each(|_| drop(trainer.step(&batches(), 5e-3).unwrap()));
+        for _ in 0..steps {
+            trainer.step(&batches(), 5e-3).unwrap();
+        }
         trainer.evaluate(&batches().concat()).unwrap().0 / 80.0
     };
-    let plain = loss(None, ProductPrecision::F32);
-    let rounded = loss(None, ProductPrecision::Bf16);
-    let muon = loss(Some(Muon { momentum: 0.95 }), ProductPrecision::F32);
-    println!("nats: adamw {plain:.4}, in bfloat16 {rounded:.4}, muon {muon:.4}");
-    assert!((rounded / plain - 1.0).abs() < 0.05, "{rounded} beside {plain}");
-    assert!(muon < 1.1 * plain, "{muon} beside {plain}");
+    let before = loss(None, ProductPrecision::F32, 0);
+    let plain = loss(None, ProductPrecision::F32, 15);
+    let rounded = loss(None, ProductPrecision::Bf16, 15);
+    let muon = loss(Some(Muon { momentum: 0.95 }), ProductPrecision::F32, 15);
+    println!("nats: {before:.4}; adamw {plain:.4}, in bfloat16 {rounded:.4}, muon {muon:.4}");
+    assert!((rounded - plain).abs() < 0.01 * before, "{rounded} beside {plain}");
+    assert!(muon < 0.1 * before, "{muon} after {before}");
 }
 
 #[test]
