@@ -9,7 +9,7 @@ use std::path::PathBuf;
     name = "lapidary",
     version,
     about = "Run, chat with, inspect and measure open models: Gemma, Llama 2, GPT-2 and GPT-3's shape",
-    after_help = "Examples:\n  lapidary chat\n  lapidary run \"Once upon a time\"\n  \
+    after_help = "Examples:\n  lapidary chat\n  lapidary run \"Who are you?\"\n  \
                   lapidary chat --model ~/models/gemma-3-1b-it\n  \
                   lapidary inspect model-Q4_0.gguf"
 )]

@@ -50,8 +50,8 @@ pub fn checkpoint(model: Option<&Path>) -> Result<Checkpoint, Box<dyn std::error
 pub fn introduce(model: Option<&Path>) {
     if model.is_none() {
         show::note(
-            "The built-in model is tiny (6.7 million parameters) and tells simple stories; a real \
-             checkpoint does much better: lapidary chat --model ~/models/gemma-3-1b-it",
+            "The built-in model is tiny (4.7 million parameters): small talk, simple facts and \
+             stories. A real checkpoint does much better: lapidary chat --model ~/models/gemma-3-1b-it",
         );
     }
 }

@@ -99,9 +99,8 @@ fn prompt(
     if args.raw {
         return Ok((ready.text.encode_plain(&text), vec![]));
     }
-    // A base model has no turns; the built-in one tells stories better than it answers.
-    let plain = args.model.model.is_none() && args.system.is_none() && ready.think.is_none();
-    if (ready.text.template.is_none() || plain) && args.image.is_empty() {
+    // A base model has no turns.
+    if ready.text.template.is_none() && args.image.is_empty() {
         return Ok((ready.text.encode_plain(&text), vec![]));
     }
     let mut messages = Vec::new();

@@ -46,27 +46,44 @@ fn model() -> String {
 
 #[test]
 fn the_built_in_model_continues_a_story_as_its_reference_does() {
-    let args = ["run", "Once upon a time", "--temperature", "0", "--max-tokens", "60", "--json"];
+    let base = ["run", "--raw", "--temperature", "0", "--max-tokens", "60"];
+    let args = [&base[..], &["Once upon a time", "--json"]].concat();
     let report: Value = serde_json::from_str(&good(&args, "")).unwrap();
     let text = report["text"].as_str().unwrap();
     assert!(text.starts_with(", there was a little girl named Lily."), "{text}");
-    assert_eq!(report["prompt_ids"], serde_json::json!([2, 973, 771, 267, 531]));
+    assert_eq!(report["prompt_ids"], serde_json::json!([2, 1433, 848, 269, 599]));
     assert_eq!(report["finish_reason"], "length");
     assert_eq!(report["counts"]["generated"], 60);
     // The same from standard input, from ids, with other threads and chunks.
-    let plain = good(&["run", "--temperature", "0", "--max-tokens", "60"], "Once upon a time");
+    let plain = good(&base, "Once upon a time");
     assert_eq!(plain.trim_end(), text);
     for extra in [["--threads", "1"], ["--chunk", "2"], ["--isa", "scalar"]] {
         let args =
-            ["run", "--ids", "[2,973,771,267,531]", "--temperature", "0", "--max-tokens", "60"];
+            ["run", "--ids", "[2,1433,848,269,599]", "--temperature", "0", "--max-tokens", "60"];
         assert_eq!(good(&[&args[..], &extra].concat(), "").trim_end(), text, "{extra:?}");
     }
 }
 
 #[test]
+fn the_built_in_model_answers_and_stops_by_itself() {
+    for (question, word) in [
+        ("Who are you?", "Lapidary"),
+        ("What is the capital of France?", "Paris"),
+        ("How do I serve a model?", "lapidary serve"),
+        ("Quelle est la capitale de l'Italie ?", "Rome"),
+    ] {
+        let report = good(&["run", question, "--temperature", "0", "--json"], "");
+        let report: Value = serde_json::from_str(&report).unwrap();
+        assert!(report["text"].as_str().unwrap().contains(word), "{question}: {report}");
+        assert_eq!(report["finish_reason"], "stop", "{question}");
+    }
+}
+
+#[test]
 fn a_seed_repeats_and_is_reported() {
-    let args = |seed| {
-        ["run", "The cat", "--temperature", "1", "--seed", seed, "--max-tokens", "20", "--json"]
+    let args = |seed: &'static str| {
+        let run = ["run", "--raw", "The cat", "--temperature", "1", "--max-tokens", "20", "--json"];
+        [&run[..], &["--seed", seed]].concat()
     };
     let run = |seed| serde_json::from_str::<Value>(&good(&args(seed), "")).unwrap();
     let (a, b, c) = (run("7"), run("7"), run("8"));
@@ -100,7 +117,7 @@ fn a_chat_from_a_pipe_keeps_its_turns() {
 fn tokens_go_there_and_back() {
     let lines = "\"Once upon a time\"\n\"<end_of_turn> é\"\n";
     let ids = good(&["tokenize", "--model", &model()], lines);
-    assert_eq!(ids.lines().next(), Some("[973,771,267,531]"));
+    assert_eq!(ids.lines().next(), Some("[1433,848,269,599]"));
     assert_eq!(good(&["tokenize", "--model", &model(), "--decode"], &ids), lines);
     let special = good(&["tokenize", "--model", &model(), "--special"], lines);
     assert_ne!(ids, special, "the control token is parsed when asked for");
@@ -126,11 +143,11 @@ fn logits_are_written_whole() {
     good(&["logits", "--tokens", t, "--out", o], "");
     let file = lapidary_formats::safetensors::open(&out).unwrap();
     let shapes: Vec<&[usize]> = file.tensors.iter().map(|t| &t.shape[..]).collect();
-    assert_eq!(shapes, [&[3, 4096][..], &[1, 4096][..]]);
+    assert_eq!(shapes, [&[3, 8192][..], &[1, 8192][..]]);
     // A failure leaves the old file alone.
     let before = std::fs::read(&out).unwrap();
-    std::fs::write(&tokens, "[[2],[4096]]").unwrap();
-    assert!(bad(&["logits", "--tokens", t, "--out", o], "").contains("token 4096"));
+    std::fs::write(&tokens, "[[2],[8192]]").unwrap();
+    assert!(bad(&["logits", "--tokens", t, "--out", o], "").contains("token 8192"));
     assert_eq!(std::fs::read(&out).unwrap(), before);
 }
 
@@ -142,7 +159,7 @@ fn files_are_converted_and_read_back() {
     let report: Value =
         serde_json::from_str(&good(&["inspect", out.to_str().unwrap(), "--json"], "")).unwrap();
     assert_eq!(report["family"], "gemma3");
-    assert_eq!(report["parameters"], 6_694_144);
+    assert_eq!(report["parameters"], 4_725_952);
     let story =
         good(&["run", "--model", out.to_str().unwrap(), "--raw", "Once", "--max-tokens", "5"], "");
     assert!(!story.trim().is_empty());
@@ -155,7 +172,7 @@ fn files_are_converted_and_read_back() {
 #[test]
 fn inspect_shows_what_a_person_wants_to_know() {
     let text = good(&["inspect", &model()], "");
-    for part in ["gemma3", "6,694,144", "8 layers", "tokenizer", "template", "token_embd.weight"] {
+    for part in ["gemma3", "4,725,952", "8 layers", "tokenizer", "template", "token_embd.weight"] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
 }
@@ -175,7 +192,8 @@ fn what_does_not_fit_is_refused_and_never_cut() {
 
 #[test]
 fn an_answer_ends_before_a_stop_string_and_bias_bars_a_token() {
-    let base = ["run", "Once upon a time", "--temperature", "0", "--json", "--max-tokens", "40"];
+    let base =
+        ["run", "--raw", "Once upon a time", "--temperature", "0", "--json", "--max-tokens", "40"];
     let run = |extra: &[&str]| -> Value {
         serde_json::from_str(&good(&[&base[..], extra].concat(), "")).unwrap()
     };
@@ -197,9 +215,9 @@ fn a_full_context_is_forgotten_only_when_asked_for() {
     let run = |extra: &[&str], input: &str| -> Value {
         serde_json::from_str(&good(&[&base[..], extra].concat(), input)).unwrap()
     };
-    let ended = run(&[], "Once upon a time");
+    let ended = run(&["--raw"], "Once upon a time");
     assert_eq!(ended["finish_reason"], "context");
-    let shifted = run(&["--context-shift"], "Once upon a time");
+    let shifted = run(&["--context-shift", "--raw"], "Once upon a time");
     assert_eq!(shifted["counts"]["generated"], 40);
     // What the shift continues is what a fresh run of the kept tokens continues.
     let ids: Vec<u64> = shifted["prompt_ids"]
@@ -212,7 +230,7 @@ fn a_full_context_is_forgotten_only_when_asked_for() {
     let kept = [&ids[..1], &ids[9..17]].concat();
     let fresh = run(&["--ids", &serde_json::to_string(&kept).unwrap()], "");
     assert_eq!(fresh["ids"][0], ids[17]);
-    let long = run(&["--context-shift"], &"word ".repeat(50));
+    let long = run(&["--context-shift", "--raw"], &"word ".repeat(50));
     assert!(long["counts"]["forgotten"].as_u64().unwrap() > 30);
 }
 

@@ -57,7 +57,7 @@ async fn a_completion_continues_as_the_reference_does() {
     assert!(text.starts_with(", there was a little girl named Lily."), "{text}");
     // The same from ids, and as the second of two prompts.
     let mut ids = body.clone();
-    ids["prompt"] = json!([2, 973, 771, 267, 531]);
+    ids["prompt"] = json!([2, 1433, 848, 269, 599]);
     assert_eq!(good(&server, "/v1/completions", ids).await["choices"][0]["text"], text);
     let mut two = body.clone();
     two["prompt"] = json!(["The cat", "Once upon a time"]);
