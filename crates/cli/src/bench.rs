@@ -7,6 +7,7 @@ use crate::together::Together;
 use crate::{Outcome, show};
 use lapidary_engine::Session;
 use lapidary_ops::{BlockType, bf16_peak, f32_peak, int8_peak, read_bandwidth};
+use std::io::{Write, stdout};
 use std::time::{Duration, Instant};
 
 /// Medians and extremes of some measurements, in tokens for each second.
@@ -134,37 +135,56 @@ pub fn bench(args: BenchArgs) -> Outcome {
             "file_bytes": ready.checkpoint.file_bytes(),
             "cache_bytes": session.cache_bytes(),
         });
-        println!("{report}");
+        writeln!(stdout(), "{report}")?;
         return Ok(());
     }
-    println!("model      {}", ready.checkpoint.name());
+    writeln!(stdout(), "model      {}", ready.checkpoint.name())?;
     let (threads, isa) = (ready.cpu.pool().threads(), ready.cpu.isa().name());
-    println!(
+    writeln!(
+        stdout(),
         "machine    {threads} threads, {isa}; reads {:.1} GB/s; {:.0} GOP/s in 8 bits, {:.0} in bfloat16, {:.0} in f32",
         bandwidth / 1e9,
         peaks.int8 / 1e9,
         peaks.bf16 / 1e9,
         peaks.f32 / 1e9
-    );
-    println!("load       {:8.2} s", load.as_secs_f64());
+    )?;
+    writeln!(stdout(), "load       {:8.2} s", load.as_secs_f64())?;
     if let (Some(p), Some(share)) = (prefill, share) {
-        println!("prefill    {}   {} tokens after {}", p.text(), args.prompt, args.depth);
-        println!("           {:8.0} % of what its products do at the peak", 100.0 * share);
+        writeln!(
+            stdout(),
+            "prefill    {}   {} tokens after {}",
+            p.text(),
+            args.prompt,
+            args.depth
+        )?;
+        writeln!(
+            stdout(),
+            "           {:8.0} % of what its products do at the peak",
+            100.0 * share
+        )?;
     }
     if let (Some(d), Some(read)) = (decode, read) {
-        println!("decode     {}   {} tokens after {}", d.text(), args.generate, args.depth);
-        println!(
+        writeln!(
+            stdout(),
+            "decode     {}   {} tokens after {}",
+            d.text(),
+            args.generate,
+            args.depth
+        )?;
+        writeln!(
+            stdout(),
             "           {:8.2} GB/s of weights, {:.0} % of the bandwidth",
             read / 1e9,
             100.0 * read / bandwidth
-        );
+        )?;
     }
     let file = show::bytes(ready.checkpoint.file_bytes());
     let cache = show::bytes(session.cache_bytes() as u64);
-    println!(
+    writeln!(
+        stdout(),
         "memory     {} at most; file {file}, cache {cache}",
         resident.map_or("unknown".into(), show::bytes)
-    );
+    )?;
     Ok(())
 }
 
@@ -206,17 +226,18 @@ fn together(args: &BenchArgs, ready: &mut Weights) -> Outcome {
             "file_bytes": ready.checkpoint.file_bytes(),
             "cache_bytes": all.cache_bytes(),
         });
-        println!("{report}");
+        writeln!(stdout(), "{report}")?;
         return Ok(());
     }
-    println!("model      {}", ready.checkpoint.name());
-    println!(
+    writeln!(stdout(), "model      {}", ready.checkpoint.name())?;
+    writeln!(
+        stdout(),
         "decode     {}   {} sequences together, {} tokens each after {}",
         decode.text(),
         args.sequences,
         args.generate,
         args.depth
-    );
+    )?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use lapidary_formats::Checkpoint;
 use lapidary_model::{Settings, describe};
 use lapidary_ops::{BlockType, KvType};
 use serde_json::{Value, json};
+use std::io::{Write, stdout};
 
 /// Prints it.
 pub fn inspect(args: InspectArgs) -> Outcome {
@@ -42,66 +43,72 @@ pub fn inspect(args: InspectArgs) -> Outcome {
             "memory": memory.map(|(context, weights, cache)| json!({"context": context, "weight_bytes": weights, "cache_bytes": cache, "total_bytes": weights + cache})),
             "tensors": tensors,
         });
-        println!("{report}");
+        writeln!(stdout(), "{report}")?;
         return Ok(());
     }
     let bold = |s: &str| show::style(s, show::Style::Bold);
-    println!("{}        {}", bold("path"), checkpoint.name());
-    println!(
+    writeln!(stdout(), "{}        {}", bold("path"), checkpoint.name())?;
+    writeln!(
+        stdout(),
         "{}       {} in {} file(s)",
         bold("files"),
         show::bytes(checkpoint.file_bytes()),
         checkpoint.files().len()
-    );
-    println!("{}      {}", bold("family"), settings.architecture());
-    println!("{}  {}", bold("parameters"), show::count(checkpoint.elements()));
-    println!("{}       {}", bold("types"), types(&checkpoint));
+    )?;
+    writeln!(stdout(), "{}      {}", bold("family"), settings.architecture())?;
+    writeln!(stdout(), "{}  {}", bold("parameters"), show::count(checkpoint.elements()))?;
+    writeln!(stdout(), "{}       {}", bold("types"), types(&checkpoint))?;
     match &info {
         Ok(i) => {
-            println!(
+            writeln!(
+                stdout(),
                 "{}       {} layers, width {}, vocabulary {}, context {}",
                 bold("shape"),
                 i.layers,
                 i.width,
                 i.vocab,
                 i.context
-            );
+            )?;
         }
-        Err(e) => println!("{}     {e}", bold("problem")),
+        Err(e) => writeln!(stdout(), "{}     {e}", bold("problem"))?,
     }
     if let Some((context, weights, cache)) = memory {
         let sum = show::bytes(weights + cache);
-        println!(
+        writeln!(
+            stdout(),
             "{}      {sum} for {context} tokens: weights {}, cache {}",
             bold("memory"),
             show::bytes(weights),
             show::bytes(cache)
-        );
+        )?;
     }
     match &text {
         Ok(t) => {
-            println!(
+            writeln!(
+                stdout(),
                 "{}   {} entries, turns end with {:?}",
                 bold("tokenizer"),
                 t.tokenizer.vocab_size(),
                 t.stops
-            );
-            println!(
+            )?;
+            writeln!(
+                stdout(),
                 "{}    {}",
                 bold("template"),
                 t.template.as_ref().map_or("none: a base model", |t| t.name())
-            );
+            )?;
         }
-        Err(e) => println!("{}   {e}", bold("tokenizer")),
+        Err(e) => writeln!(stdout(), "{}   {e}", bold("tokenizer"))?,
     }
-    println!(
+    writeln!(
+        stdout(),
         "{}     {}",
         bold("licence"),
         checkpoint.license().unwrap_or("not stated in the files")
-    );
-    println!("{}     {}", bold("tensors"), checkpoint.tensors().len());
+    )?;
+    writeln!(stdout(), "{}     {}", bold("tensors"), checkpoint.tensors().len())?;
     for t in checkpoint.tensors() {
-        println!("  {:<60} {:>8} {:?}", t.name, t.dtype.name(), t.shape);
+        writeln!(stdout(), "  {:<60} {:>8} {:?}", t.name, t.dtype.name(), t.shape)?;
     }
     Ok(())
 }

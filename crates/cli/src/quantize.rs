@@ -7,6 +7,7 @@ use lapidary_engine::Text;
 use lapidary_formats::Checkpoint;
 use lapidary_ops::{Pool, Precision};
 use lapidary_tune::{Importance, Options, Recipe, Report, Written, agreement, passages};
+use std::io::{Write, stdout};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,7 +34,7 @@ pub fn quantize(args: QuantizeArgs) -> Outcome {
             bar.set_position(i as u64);
         })?;
     bar.finish_and_clear();
-    print(&report, &args, options.importance.is_some());
+    print(&report, &args, options.importance.is_some())?;
     if let Some(file) = &args.kl {
         compare(&checkpoint, file, &args, &pool)?;
     }
@@ -67,7 +68,7 @@ fn calibrate(
     Ok(importance)
 }
 
-fn print(report: &Report, args: &QuantizeArgs, calibrated: bool) {
+fn print(report: &Report, args: &QuantizeArgs, calibrated: bool) -> std::io::Result<()> {
     for name in &report.left_out {
         show::note(&format!("left out: {name} (no part of the text model)"));
     }
@@ -96,22 +97,29 @@ fn print(report: &Report, args: &QuantizeArgs, calibrated: bool) {
         for m in &report.matrices {
             let bits = 8.0 * m.ty.block_bytes() as f64 / m.ty.block_len() as f64;
             let error = 100.0 * m.error;
-            println!("{:40} {:7} {bits:6.3} bits  error {error:7.3} %", m.name, m.ty.name());
+            writeln!(
+                stdout(),
+                "{:40} {:7} {bits:6.3} bits  error {error:7.3} %",
+                m.name,
+                m.ty.name()
+            )?;
         }
     }
     let (from, to) = (show::bytes(report.bytes.0), show::bytes(report.bytes.1));
     let values: usize = report.matrices.iter().map(|m| m.values).sum();
     let bits = 8.0 * report.bytes.1 as f64 / values.max(1) as f64;
-    println!("{}: {from} to {to}, {bits:.2} bits a weight", args.output.display());
+    writeln!(stdout(), "{}: {from} to {to}, {bits:.2} bits a weight", args.output.display())?;
     if let Some(worst) = report.matrices.iter().max_by(|a, b| a.error.total_cmp(&b.error)) {
         let mean = report.matrices.iter().map(|m| m.error).sum::<f64>();
-        println!(
+        writeln!(
+            stdout(),
             "relative error of the weights: {:.3} % on average, {:.3} % at most ({})",
             100.0 * mean / report.matrices.len() as f64,
             100.0 * worst.error,
             worst.name
-        );
+        )?;
     }
+    Ok(())
 }
 
 /// Source against result, both with f32 activations: what the weights alone have lost.
@@ -120,13 +128,14 @@ fn compare(source: &Checkpoint, file: &Path, args: &QuantizeArgs, pool: &Arc<Poo
     let result = Checkpoint::open(&args.output)?;
     let exact = Precision::Exact;
     let a = agreement((source, exact), (&result, exact), &passages, pool)?;
-    println!(
+    writeln!(
+        stdout(),
         "against the source on {} tokens: KL divergence {:.5} on average, {:.3} at most; the same \
          likeliest token for {:.2} %",
         a.divergences.len(),
         a.mean(),
         a.most(),
         100.0 * a.top()
-    );
+    )?;
     Ok(())
 }

@@ -177,6 +177,21 @@ fn inspect_shows_what_a_person_wants_to_know() {
     }
 }
 
+/// As `lapidary inspect ... | head` leaves it: more is written than the pipe holds or the reader reads.
+#[test]
+fn a_reader_that_goes_away_is_no_accident() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lapidary"))
+        .args(["inspect", &model()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success() && said.is_empty(), "{said}");
+}
+
 #[test]
 fn what_does_not_fit_is_refused_and_never_cut() {
     let said = bad(&["run", "--context", "8", "--max-tokens", "4"], &"word ".repeat(50));
