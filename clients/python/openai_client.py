@@ -81,7 +81,9 @@ def streaming():
 @case
 def stream_helper():
     """chat.completions.stream, the helper with events."""
-    with client.chat.completions.stream(**SAME) as stream:
+    # An answer that ends by itself: the helper takes one that is cut off for an error.
+    ask = {"messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0}
+    with client.chat.completions.stream(model=MODEL, max_tokens=100, **ask) as stream:
         deltas = [e.delta for e in stream if e.type == "content.delta"]
         final = stream.get_final_completion()
     assert "".join(deltas) == final.choices[0].message.content
