@@ -235,7 +235,7 @@ impl Kernel for Round<'_> {
                     let mut block = [0.0f32; BLOCK];
                     block[..src.len()].copy_from_slice(src);
                     for (out, pair) in out.iter_mut().zip(block.chunks_exact(2)) {
-                        *out = short(pair[0].to_bits()) | short(pair[1].to_bits()) << 16;
+                        *out = to_bf16(pair[0], SMALLEST) | to_bf16(pair[1], SMALLEST) << 16;
                     }
                 }
             }
@@ -243,14 +243,16 @@ impl Kernel for Round<'_> {
     }
 }
 
-/// The bits of an f32 rounded to bfloat16; a NaN stays one.
+/// The bits of `x` rounded to bfloat16, ties to even; a NaN stays one, and what is smaller than the
+/// bfloat16 `smallest` is zero.
 #[inline(always)]
-fn short(bits: u32) -> u32 {
+pub(crate) fn to_bf16(x: f32, smallest: u32) -> u32 {
+    let bits = x.to_bits();
     let size = bits & 0x7fff_ffff;
     let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
     let nan = bits >> 16 | 0x40;
     let kept = if size > 0x7f80_0000 { nan } else { rounded };
-    if size < SMALLEST << 16 { 0 } else { kept }
+    if size < smallest << 16 { 0 } else { kept }
 }
 
 /// 2^-56 as a bfloat16: smaller weights and activations of bfloat16 products count as zero.

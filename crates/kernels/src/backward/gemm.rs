@@ -12,6 +12,7 @@
 //! The sums stay f32. Without that instruction the same bits come from two multiply-adds.
 
 use super::pack::Operand;
+use crate::activations::to_bf16;
 use crate::buffer::SharedMut;
 use crate::pool::Pool;
 use crate::simd::{Isa, Kernel, Simd};
@@ -30,6 +31,9 @@ const KB: usize = 4096;
 const CHUNK: usize = 2 << 20;
 /// Multiply-adds below which a second thread does not pay.
 const SMALL: usize = 1 << 18;
+
+/// 2^-50 as a bfloat16; see [`Precision::Bf16`].
+const SMALLEST: u32 = (127 - 50) << 7;
 
 /// How operands are rounded before they are multiplied; sums are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -284,22 +288,12 @@ unsafe fn pack<S: Simd, const W: usize, const BF16: bool>(
                 for i in 0..W {
                     let (low, high) =
                         (wide.add(2 * step * W + i), wide.add((2 * step + 1) * W + i));
-                    *pairs.add(step * W + i) = bf16(*low) >> 16 | bf16(*high);
+                    *pairs.add(step * W + i) =
+                        to_bf16(*low, SMALLEST) | to_bf16(*high, SMALLEST) << 16;
                 }
             }
         }
     }
-}
-
-/// A value rounded to bfloat16, as the upper half; see [`Precision::Bf16`]. NaN stays NaN.
-#[inline(always)]
-fn bf16(x: f32) -> u32 {
-    const LEAST: u32 = (127 - 50) << 23;
-    let bits = x.to_bits();
-    let size = bits & 0x7fff_ffff;
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
-    let rounded = if size < LEAST { 0 } else { rounded };
-    if size > 0x7f80_0000 { 0x7fc0_0000 } else { rounded }
 }
 
 /// A product with a packed chunk of b.
