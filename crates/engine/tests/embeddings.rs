@@ -1,21 +1,14 @@
 //! EmbeddingGemma 1 and 2 against the reference, step by step.
 
+mod shared;
+
 use lapidary_engine::{EmbedError, Embedder};
 use lapidary_formats::{Checkpoint, safetensors};
 use lapidary_ops::{Cpu, Isa, Pool, Precision};
+use shared::fixtures;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
-
-fn fixtures() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
-    let found = [root.join("shared/fixtures"), root.join("../shared/fixtures")];
-    let found = found.into_iter().find(|p| p.is_dir());
-    if found.is_none() {
-        eprintln!("skipped: ../shared/fixtures is not there");
-    }
-    found
-}
 
 fn golden(path: &Path) -> HashMap<String, Vec<f64>> {
     let file = safetensors::open(path).unwrap_or_else(|e| panic!("{e}"));

@@ -1,13 +1,16 @@
 //! Every family against the reference implementation: tiny checkpoints with stored logits, layer
 //! states and greedy continuations. They lie beside the repository, in `shared/fixtures`.
 
+mod shared;
+
 use lapidary_engine::{Limits, Sampler, Sampling, Session, Stops, generate};
 use lapidary_formats::{Checkpoint, safetensors};
 use lapidary_model::{Loaded, load};
 use lapidary_ops::{Cpu, Isa, KvType, Ops, Pool, Precision};
+use shared::fixtures;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 const HF: [&str; 18] = [
@@ -44,17 +47,6 @@ const GGUF: [&str; 12] = [
     "llama_gqa-q8_0",
     "gpt2-q8_0",
 ];
-
-/// The fixtures' folder; says so when it is not there.
-fn fixtures() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
-    let found = [root.join("shared/fixtures"), root.join("../shared/fixtures")];
-    let found = found.into_iter().find(|p| p.is_dir());
-    if found.is_none() {
-        eprintln!("skipped: ../shared/fixtures is not there");
-    }
-    found
-}
 
 /// A stored tensor as f64 (ids and floats alike) with its shape.
 struct Golden(HashMap<String, (Vec<usize>, Vec<f64>)>);

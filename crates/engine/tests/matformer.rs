@@ -1,22 +1,15 @@
 //! Gemma 3n, a smaller model inside: cut out by hand and cut out by option.
 
+mod shared;
+
 use lapidary_engine::{Limits, Session};
 use lapidary_formats::{Checkpoint, DType, TensorSpec, safetensors};
 use lapidary_model::{Loaded, Slice, load, load_slice};
 use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
 use serde_json::{Value, json};
+use shared::fixtures;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-fn fixtures() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
-    let found = [root.join("shared/fixtures"), root.join("../shared/fixtures")];
-    let found = found.into_iter().find(|p| p.is_dir());
-    if found.is_none() {
-        eprintln!("skipped: ../shared/fixtures is not there");
-    }
-    found
-}
 
 /// A folder that is gone at the end.
 struct Folder(PathBuf);

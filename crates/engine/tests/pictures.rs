@@ -1,5 +1,7 @@
 //! Vision towers against the reference, and prompts with pictures: logits and greedy tokens.
 
+mod shared;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use lapidary_engine::request::{Event, Refusal, Request, Ticket};
@@ -11,20 +13,11 @@ use lapidary_formats::gguf::{self, Array, Metadata, Value};
 use lapidary_formats::{Checkpoint, DType, TensorSpec, safetensors};
 use lapidary_model::{Eyes, Patches, describe, load, load_projector, load_vision, picture_rows};
 use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
+use shared::fixtures;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-
-fn fixtures() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
-    let found = [root.join("shared/fixtures"), root.join("../shared/fixtures")];
-    let found = found.into_iter().find(|p| p.is_dir());
-    if found.is_none() {
-        eprintln!("skipped: ../shared/fixtures is not there");
-    }
-    found
-}
 
 struct Golden(HashMap<String, (Vec<usize>, Vec<f64>)>);
 
