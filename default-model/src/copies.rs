@@ -1,7 +1,10 @@
 //! What is held out, and documents that have too much in common with it.
 
+use crate::{Failure, corpus, prepare};
 use std::collections::HashSet;
+use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
 
 /// Words of a shingle.
 const SHINGLE: usize = 8;
@@ -24,6 +27,25 @@ impl HeldOut {
         for sentence in sentences(text) {
             self.sentences.insert(sentence);
         }
+    }
+
+    /// What `prepare` wrote into a folder: all of it.
+    ///
+    /// # Errors
+    /// If the folder or a file of it can't be read.
+    pub fn read(folder: &Path) -> Result<Self, Failure> {
+        let wrong = |e: std::io::Error| {
+            Failure::new(folder, format!("cannot be read: run `default-model prepare` first: {e}"))
+        };
+        let mut held = Self::default();
+        for entry in fs::read_dir(folder).map_err(wrong)? {
+            let path = entry.map_err(wrong)?.path();
+            let text = fs::read_to_string(&path).map_err(wrong)?;
+            for document in corpus::lines(&path, &text)? {
+                held.add(&prepare::no_marks(&prepare::plain(&document)));
+            }
+        }
+        Ok(held)
     }
 
     /// Whether a document repeats what is held out: one of its sentences of two words and more, or

@@ -33,7 +33,7 @@ impl fmt::Display for Failure {
 
 const USAGE: &str = "usage:
   default-model prepare CORPUS STARTER_HELD_OUT.jsonl WORK   what is trained and measured on
-  default-model generate CORPUS SEED OUT.jsonl               dialogues from facts
+  default-model generate CORPUS SEED WORK                    dialogues from facts, after prepare
   default-model examine WORK MODEL...                        what models know of it";
 
 fn main() -> ExitCode {
@@ -44,8 +44,8 @@ fn main() -> ExitCode {
         ["prepare", corpus, starter, work] => {
             prepare::prepare(&path(corpus), &path(starter), &path(work))
         }
-        ["generate", corpus, seed, out] => match seed.parse() {
-            Ok(seed) => generate::generate(&path(corpus), seed, &path(out)),
+        ["generate", corpus, seed, work] => match seed.parse() {
+            Ok(seed) => generate::generate(&path(corpus), seed, &path(work)),
             Err(_) => Err(Failure(format!("the seed {seed}: a number was expected"))),
         },
         ["examine", work, ref models @ ..] if !models.is_empty() => {

@@ -65,9 +65,27 @@ pub fn prepare(corpus: &Path, starter: &Path, work: &Path) -> Result<(), Failure
     }
     let manifest =
         json!({ "starter_held_out_sha256": corpus::hash(text.as_bytes()), "files": report });
-    let mut text = serde_json::to_string_pretty(&manifest).unwrap_or_default();
+    save(&work.join("manifest.json"), &pretty(&manifest))
+}
+
+/// Adds to the manifest of `work` what was made from the sources.
+///
+/// # Errors
+/// If there is none, or it can't be written.
+pub fn note(work: &Path, name: &str, made: Value) -> Result<(), Failure> {
+    let path = work.join("manifest.json");
+    let text = fs::read_to_string(&path)
+        .map_err(|e| Failure::new(&path, format!("cannot be read: run prepare first: {e}")))?;
+    let mut manifest: Value =
+        serde_json::from_str(&text).map_err(|e| Failure::new(&path, format!("is no JSON: {e}")))?;
+    manifest[name] = made;
+    save(&path, &pretty(&manifest))
+}
+
+fn pretty(value: &Value) -> String {
+    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
     text.push('\n');
-    save(&work.join("manifest.json"), &text)
+    text
 }
 
 /// The numbers of the documents that are held out: by their content, so that adding others changes
@@ -135,7 +153,7 @@ fn asked(document: &Value) -> String {
 }
 
 /// A conversation with control tokens spelt out, without them.
-fn no_marks(text: &str) -> String {
+pub fn no_marks(text: &str) -> String {
     text.replace("<start_of_turn>user\n", "\n")
         .replace("<start_of_turn>model\n", "\n")
         .replace("<end_of_turn>", "")

@@ -1,10 +1,16 @@
 //! Dialogues from facts: deterministic by the seed, without any of the examination's prompts.
 
+mod countries;
+mod everyday;
 mod facts;
 mod numbers;
+mod stories;
 mod talk;
+mod turns;
+mod words;
 mod written;
 
+use crate::copies::HeldOut;
 use crate::{Failure, corpus};
 use lapidary_tune::data::Rng;
 use serde_json::{Value, json};
@@ -63,15 +69,47 @@ impl Generator {
         self.dialogues.push(json!({"messages": messages, "kind": self.kind}));
     }
 
-    /// A question as people type it: with a greeting before it, in lower case, without its mark.
+    /// Asks the same in `times` of the ways, each drawn anew, as people type it.
+    fn ways(&mut self, times: usize, ways: &[&str], slots: &[(&str, &str)], say: &str) {
+        for time in 0..times {
+            let ask = fill(self.pick(ways), slots);
+            // The first of them is as it is written.
+            let ask = if time == 0 { ask } else { self.typed(&ask) };
+            self.one(&ask, say);
+        }
+    }
+
+    /// A question as people type it: with something before or behind it, in lower case, without
+    /// its mark.
     fn typed(&mut self, ask: &str) -> String {
-        // Orders, greetings and French sentences don't go with an English beginning.
-        let question = ask.ends_with('?') && !ask.ends_with(" ?");
-        match self.rng.below(10) {
-            0 if question => format!("Hello! {ask}"),
-            1 if question => format!("Please tell me: {}", lower_first(ask)),
-            2 => ask.to_lowercase(),
-            3 => ask.trim_end_matches(['?', '.', '!']).trim_end().to_owned(),
+        let bare = ask.trim_end_matches(['?', '.', '!']).trim_end().to_owned();
+        if ask.contains(" ?") || french(ask) {
+            return match self.rng.below(12) {
+                0 | 1 => ask.to_lowercase(),
+                2 => bare,
+                3 => format!("Bonjour ! {ask}"),
+                4 => format!("{bare}, s'il vous plaît."),
+                5 => format!("Une question : {}", lower_first(ask)),
+                _ => ask.to_owned(),
+            };
+        }
+        // Greetings don't go with another beginning.
+        let (question, order) = (ask.ends_with('?'), ask.ends_with('.'));
+        match self.rng.below(16) {
+            0 | 1 => ask.to_lowercase(),
+            2 => bare,
+            3 => bare.to_lowercase(),
+            4 | 5 if question => {
+                let before = *self.pick(&BEFORE);
+                format!("{before}{}", lower_first(ask))
+            }
+            6 if question => format!("{}{ask}", self.pick(&["Hello! ", "Hi! ", "Good morning. "])),
+            7 if question => format!("{bare}, please?"),
+            7 if order && !ask.contains(['P', 'p']) => format!("{bare}, please."),
+            8 if question => format!("{ask} {}", self.pick(&BEHIND)),
+            8 if order && !["I ", "A ", "My ", "This "].iter().any(|b| ask.starts_with(b)) => {
+                format!("Please {}", lower_first(ask))
+            }
             _ => ask.to_owned(),
         }
     }
@@ -83,25 +121,95 @@ impl Generator {
     }
 }
 
-/// Writes the dialogues of `seed`.
+/// What people write before a question, and behind it.
+const BEFORE: [&str; 10] = [
+    "Please tell me: ",
+    "Tell me, ",
+    "I have a question: ",
+    "A quick question: ",
+    "I wonder: ",
+    "My son asks: ",
+    "Now this: ",
+    "OK, ",
+    "Well, ",
+    "For school: ",
+];
+const BEHIND: [&str; 5] =
+    ["Thank you!", "Please tell me.", "I forgot.", "Do you know it?", "I need it for school."];
+
+/// Whether a sentence begins as French ones without a question mark do.
+fn french(text: &str) -> bool {
+    const BEGIN: [&str; 14] = [
+        "Dis-",
+        "Dis ",
+        "Dites",
+        "Raconte",
+        "Donne",
+        "Nomme",
+        "Compte ",
+        "Merci",
+        "Bonjour",
+        "Calcule ",
+        "Présente",
+        "Parle-",
+        "Explique-",
+        "Salue-",
+    ];
+    BEGIN.iter().any(|b| text.starts_with(b))
+}
+
+/// A pattern with its slots filled: `{name}`.
+fn fill(pattern: impl AsRef<str>, slots: &[(&str, &str)]) -> String {
+    let mut out = String::with_capacity(96);
+    let mut rest = pattern.as_ref();
+    while let Some((before, behind)) = rest.split_once('{') {
+        out.push_str(before);
+        let Some((name, after)) = behind.split_once('}') else { break };
+        let value = slots.iter().find(|(slot, _)| *slot == name).map(|(_, value)| *value);
+        // A slot that is missing stays visible: the tests look for braces.
+        out.push_str(value.unwrap_or("{}"));
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Writes the dialogues of `seed`, from the corpus without what `prepare` holds out in `work`.
 ///
 /// # Errors
 /// If the corpus can't be read, or the file can't be written.
-pub fn generate(corpus: &Path, seed: u64, out: &Path) -> Result<(), Failure> {
+pub fn generate(corpus: &Path, seed: u64, work: &Path) -> Result<(), Failure> {
     let reserved = crate::prompts::read()?;
     let mut g = Generator::new(seed, reserved.into_iter().filter_map(|p| p.last_question()));
-    let written = Written::read()?;
-    talk::make(&mut g, &written);
-    numbers::make(&mut g);
-    facts::make(&mut g, &written, &facts::Facts::read(corpus)?);
+    let facts = facts::Facts::read(corpus, &HeldOut::read(&work.join("held_out"))?)?;
+    make(&mut g, &Written::read()?);
+    from_corpus(&mut g, &Written::read()?, &facts)?;
     let left_out = g.left_out;
     let dialogues = g.finish();
     let mut kinds = std::collections::BTreeMap::<String, usize>::new();
     for dialogue in &dialogues {
         *kinds.entry(dialogue["kind"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
     }
-    let (count, hash) = crate::prepare::write(out, dialogues.into_iter())?;
+    let (count, hash) =
+        crate::prepare::write(&work.join("dialogues.jsonl"), dialogues.into_iter())?;
+    let made = json!({ "seed": seed, "dialogues": count, "data_sha256": hash });
+    crate::prepare::note(work, "dialogues", made)?;
     println!("{count} dialogues, {left_out} left out as examined; {kinds:?}\nsha256 {hash}");
+    Ok(())
+}
+
+/// What needs no corpus.
+fn make(g: &mut Generator, written: &Written) {
+    talk::make(g, written);
+    turns::make(g, written);
+    everyday::make(g, written);
+    numbers::make(g);
+}
+
+fn from_corpus(g: &mut Generator, written: &Written, facts: &facts::Facts) -> Result<(), Failure> {
+    countries::make(g, written, facts);
+    words::make(g, written, facts);
+    stories::make(g, written, &stories::Grammar::read()?, &facts.stories);
     Ok(())
 }
 
@@ -134,6 +242,15 @@ fn article(noun: &str) -> &'static str {
     if noun.starts_with(['a', 'e', 'i', 'o', 'u', 'A', 'E', 'I', 'O', 'U']) { "an" } else { "a" }
 }
 
+/// "a, b and c".
+fn and(all: &[&str]) -> String {
+    match all {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
+    }
+}
+
 /// Reads a file of the corpus by its name.
 fn documents(corpus: &Path, name: &str) -> Result<Vec<Value>, Failure> {
     Ok(corpus::File::open(&corpus.join(format!("{name}.jsonl.zst")))?.documents)
@@ -146,8 +263,7 @@ mod tests {
     fn made(seed: u64, reserved: &[String]) -> Generator {
         let mut g = Generator::new(seed, reserved.iter().cloned());
         let written = Written::read().unwrap_or_else(|e| panic!("{e}"));
-        talk::make(&mut g, &written);
-        numbers::make(&mut g);
+        make(&mut g, &written);
         g
     }
 
@@ -155,6 +271,18 @@ mod tests {
         let messages = dialogues.iter().filter_map(|d| d["messages"].as_array()).flatten();
         let asked = messages.filter(|m| m["role"] == "user").filter_map(|m| m["content"].as_str());
         asked.map(plain).collect()
+    }
+
+    #[test]
+    fn lists_are_joined() {
+        assert_eq!(and(&["a", "b", "c"]), "a, b and c");
+        assert_eq!(and(&["a"]), "a");
+    }
+
+    #[test]
+    fn slots_are_filled() {
+        assert_eq!(fill("{a} and {b}.", &[("a", "x"), ("b", "y")]), "x and y.");
+        assert_eq!(fill("{c}!", &[("a", "x")]), "{}!");
     }
 
     #[test]
@@ -180,8 +308,9 @@ mod tests {
         let examined: Vec<String> = prompts.iter().filter_map(|p| p.last_question()).collect();
         assert_eq!(examined.len(), 200);
         let dialogues = made(1, &examined).finish();
-        assert!(dialogues.len() > 5000, "{}", dialogues.len());
+        assert!(dialogues.len() > 20_000, "{}", dialogues.len());
         let asked = asked(&dialogues);
+        assert!(asked.iter().all(|a| !a.is_empty()));
         for question in &examined {
             assert!(!asked.contains(&plain(question)), "{question}");
         }

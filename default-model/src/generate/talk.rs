@@ -1,60 +1,44 @@
-//! What dialogues.toml says, in many ways; conversations of several turns; system messages.
+//! What dialogues.toml says, in many ways, and what nobody can know.
 
+use super::turns::NAMES;
 use super::written::{Entry, Written};
-use super::{Generator, lower_first};
+use super::{Generator, fill, upper_first};
 
-/// Each way to ask appears so often.
-const TIMES: usize = 12;
+/// Each way to ask appears so often, and each thing that one may want to do.
+const TIMES: usize = 10;
+const TASKS: usize = 14;
 
-const NAMES: [&str; 24] = [
-    "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Ida", "Jack", "Kate",
-    "Leo", "Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tom", "Una", "Vera", "Will", "Yara",
-    "Zoe",
-];
-const LIKES: [(&str, &[&str]); 5] = [
-    ("colour", &["red", "blue", "green", "yellow", "purple", "orange"]),
-    ("animal", &["cat", "dog", "horse", "owl", "rabbit", "elephant"]),
-    ("food", &["pizza", "soup", "bread", "rice", "cake", "salad"]),
-    ("season", &["spring", "summer", "autumn", "winter"]),
-    ("city", &["Paris", "London", "Rome", "Berlin", "Oslo", "Tokyo"]),
-];
 const THINGS: [&str; 12] = [
     "sister", "brother", "teacher", "friend", "garden", "school", "bike", "boat", "shop", "piano",
     "kitchen", "holiday",
 ];
-const INVENTED: [&str; 16] = [
-    "Blorvia",
-    "Tandoria",
-    "Quellistan",
-    "Marnovia",
-    "Zubrania",
-    "Old Fennia",
-    "Drimland",
-    "Wexovia",
-    "Lurania",
-    "Port Yazmin",
-    "Grombia",
-    "Ostrelia",
-    "Kavarnia",
-    "Pelloria",
-    "Sundovia",
-    "Hartavia",
-];
-/// System messages about tone, with what stands before and behind the answer then.
-const TONES: [(&str, &str, &str); 6] = [
-    ("Be cheerful.", "Sure! ", " Have a lovely day!"),
-    ("You are a cheerful assistant.", "Sure! ", " Have a lovely day!"),
-    ("Be very polite.", "With pleasure. ", ""),
-    ("Answer politely and formally.", "With pleasure. ", ""),
-    ("Be friendly.", "", " Is there anything else?"),
-    ("End each answer with a question.", "", " Is there anything else?"),
-];
-/// System messages that change nothing.
-const PLAIN: [&str; 4] = [
-    "You are a helpful assistant.",
-    "Answer in English.",
-    "Be brief.",
-    "You are Lapidary's built-in model.",
+
+/// How people ask for what they want to do: {t}.
+const FRAMES: [&str; 24] = [
+    "How do I {t}?",
+    "How can I {t}?",
+    "How do I {t}?",
+    "How can I {t}?",
+    "How does one {t}?",
+    "How do you {t}?",
+    "I want to {t}.",
+    "I would like to {t}.",
+    "I need to {t}.",
+    "I am trying to {t}. What is the command?",
+    "What is the command to {t}?",
+    "Which command do I use to {t}?",
+    "With which command can I {t}?",
+    "Which command do I need to {t}?",
+    "Give me the command to {t}.",
+    "Show me how to {t}.",
+    "Tell me how to {t}.",
+    "Can Lapidary {t}?",
+    "Can I {t}?",
+    "Help me to {t}.",
+    "What must I do to {t}?",
+    "Is there a way to {t}?",
+    "What should I enter to {t}?",
+    "Please help: I want to {t}.",
 ];
 
 /// Everything of this file.
@@ -71,14 +55,10 @@ pub fn make(g: &mut Generator, written: &Written) {
     }
     g.begin("unknown");
     invented(g);
-    g.begin("system");
-    toned(g, written);
-    g.begin("turns");
-    remembered(g);
-    joined(g, written);
+    untold(g);
 }
 
-/// Every way to ask, as people type it.
+/// Every way to ask, as people type it, and every way to ask for what they want to do.
 fn asked(g: &mut Generator, entry: &Entry) {
     for ask in &entry.ask {
         for time in 0..TIMES {
@@ -87,132 +67,85 @@ fn asked(g: &mut Generator, entry: &Entry) {
             g.one(&ask, &say);
         }
     }
-}
-
-/// Countries, people and words that do not exist.
-fn invented(g: &mut Generator) {
-    for name in INVENTED {
-        let unknown = format!("I don't know {name}.");
-        let asks = [
-            format!("What is the capital of {name}?"),
-            format!("Where is {name}?"),
-            format!("Which language do they speak in {name}?"),
-            format!("Who is the king of {name}?"),
-            format!("How many people live in {name}?"),
-            format!("Tell me about {name}."),
-        ];
-        for ask in asks {
-            g.one(&ask, &unknown);
-            let ask = g.typed(&ask);
-            g.one(&ask, &unknown);
-        }
-    }
-    for name in NAMES {
-        for thing in THINGS {
-            let asks = [
-                format!("How old is {name}'s {thing}?"),
-                format!("What is the name of {name}'s {thing}?"),
-                format!("Where is {name}'s {thing}?"),
-            ];
-            let ask = g.pick(&asks).clone();
-            g.one(&ask, "I don't know that. You have not told me.");
-        }
-    }
-}
-
-/// The same questions under system messages.
-fn toned(g: &mut Generator, written: &Written) {
-    let english = || written.about.iter().chain(&written.facts);
-    for entry in english() {
-        for ask in &entry.ask {
+    for task in &entry.tasks {
+        for _ in 0..TASKS {
             let say = g.pick(&entry.say).clone();
-            let (system, before, behind) = *g.pick(&TONES);
-            g.turns(Some(system), &[(ask, &format!("{before}{say}{behind}"))]);
-            let system = *g.pick(&PLAIN);
-            g.turns(Some(system), &[(ask, &say)]);
+            g.ways(1, &FRAMES, &[("t", task)], &say);
         }
     }
-    let orders =
-        ["Answer in French.", "Always answer in French.", "Speak French.", "Réponds en français."];
-    let english = [
-        ("Hello!", "Bonjour ! Que puis-je faire pour vous ?"),
-        ("Good morning!", "Bonjour ! Que puis-je faire pour vous ?"),
-        ("How are you?", "Je vais bien, merci. Et vous ?"),
-        ("Who are you?", "Je suis le petit modèle de langue de Lapidary. Je suis un programme."),
-        ("Thank you!", "Je vous en prie."),
-        ("Goodbye!", "Au revoir !"),
-        ("What is Lapidary?", "Lapidary est un atelier pour les modèles ouverts, écrit en Rust."),
-        ("What time is it?", "Je ne sais pas : je n'ai pas accès au monde."),
-        ("What colour is the sky?", "Le ciel est bleu."),
-        ("What colour is grass?", "L'herbe est verte."),
-        ("How many days are in a week?", "Il y a sept jours dans une semaine."),
+}
+
+/// Countries that do not exist, each with a name of its own.
+fn invented(g: &mut Generator) {
+    let asks = [
+        "What is the capital of {c}?",
+        "What is {c}'s capital?",
+        "Which city is the capital of {c}?",
+        "Name the capital of {c}.",
+        "Where is {c}?",
+        "Where in the world is {c}?",
+        "On which continent is {c}?",
+        "Which language do they speak in {c}?",
+        "Who is the king of {c}?",
+        "Who rules {c}?",
+        "How many people live in {c}?",
+        "Tell me about {c}.",
+        "Which countries border {c}?",
+        "What do people eat in {c}?",
+        "Have you heard of {c}?",
+        "Where is the kingdom of {c}?",
+        "Do you know the land of {c}?",
     ];
-    for (ask, say) in english {
-        for order in orders {
-            for _ in 0..TIMES / 2 {
-                let ask = g.typed(ask);
-                g.turns(Some(order), &[(&ask, say)]);
-            }
-        }
-    }
-    for entry in &written.french {
-        for ask in &entry.ask {
-            let (order, say) = (*g.pick(&orders), g.pick(&entry.say).clone());
-            g.turns(Some(order), &[(ask, &say)]);
-        }
+    for _ in 0..500 {
+        let name = land(g);
+        g.ways(3, &asks, &[("c", &name)], &format!("I don't know {name}."));
     }
 }
 
-/// Three turns and four, in which something is told and asked again.
-fn remembered(g: &mut Generator) {
-    for name in NAMES {
-        for greeting in ["My name is", "I am", "Hello, I am", "Hi! My name is", "You can call me"] {
-            let told = format!("{greeting} {name}.");
-            let hello = format!("Nice to meet you, {name}! What can I do for you?");
-            let again = *g.pick(&["What is my name?", "Do you remember my name?", "Who am I?"]);
-            let answer = format!("Your name is {name}.");
-            let (ask, say) = *g.pick(&[
-                ("How are you?", "I am fine, thank you. How are you?"),
-                ("What is 2 plus 2?", "2 plus 2 is 4."),
-                ("What colour is the sky?", "The sky is blue on a clear day."),
-                ("Are you a robot?", "I am a small language model. I am a program, not a person."),
-            ]);
-            g.turns(None, &[(&told, &hello), (ask, say), (again, &answer)]);
-            g.turns(None, &[(&told, &hello), (again, &answer), ("Thanks!", "You're welcome!")]);
-        }
-    }
-    for (what, all) in LIKES {
-        for like in all {
-            for _ in 0..4 {
-                let told = format!("My favourite {what} is {like}.");
-                let nice = format!("{} is a good choice.", super::upper_first(like));
-                let again = format!("What is my favourite {what}?");
-                let answer = format!("Your favourite {what} is {like}.");
-                let name = *g.pick(&NAMES);
-                let hello = format!("Hello, I am {name}.");
-                let meet = format!("Nice to meet you, {name}! What can I do for you?");
-                g.turns(None, &[(&hello, &meet), (&told, &nice), (&again, &answer)]);
-                g.turns(None, &[(&told, &nice), (&again, &answer)]);
-            }
-        }
+/// An invented country's name.
+fn land(g: &mut Generator) -> String {
+    const BEGIN: [&str; 20] = [
+        "Blo", "Tan", "Que", "Mar", "Zu", "Dri", "We", "Lu", "Gro", "Os", "Ka", "Pel", "Sun",
+        "Har", "Fi", "Bra", "Nol", "Ve", "Sko", "Ji",
+    ];
+    const MIDDLE: [&str; 14] =
+        ["", "", "bra", "do", "li", "no", "ra", "ve", "sto", "mi", "ga", "fu", "lo", "re"];
+    const END: [&str; 14] = [
+        "via", "ria", "stan", "land", "nia", "mia", "dor", "lia", "vania", "burg", "zia", "thia",
+        "ko", "dova",
+    ];
+    let (begin, middle, end) = (*g.pick(&BEGIN), *g.pick(&MIDDLE), *g.pick(&END));
+    match g.rng.below(12) {
+        0 => format!("Old {begin}{middle}{end}"),
+        1 => format!("New {begin}{middle}{end}"),
+        _ => format!("{begin}{middle}{end}"),
     }
 }
 
-/// Three entries one after the other, as a person would go through them.
-fn joined(g: &mut Generator, written: &Written) {
-    let greetings = [&written.talk[0], &written.talk[1]];
-    let thanks = &written.talk[2];
-    let middle: Vec<&Entry> =
-        written.about.iter().chain(&written.facts).chain(&written.unknown).collect();
-    for round in 0..900 {
-        let first = if round % 3 == 0 { *g.pick(&greetings) } else { *g.pick(&middle) };
-        let second = *g.pick(&middle);
-        let last = if round % 2 == 0 { thanks } else { *g.pick(&middle) };
-        let mut turn = |entry: &Entry| (g.pick(&entry.ask).clone(), g.pick(&entry.say).clone());
-        let (a, mut b, c) = (turn(first), turn(second), turn(last));
-        if g.chance(0.3) {
-            b.0 = format!("And {}", lower_first(&b.0));
+/// What the user has not told.
+fn untold(g: &mut Generator) {
+    let asks = [
+        "How old is {o} {t}?",
+        "What is the name of {o} {t}?",
+        "Where is {o} {t}?",
+        "What is {o} {t} called?",
+        "Who is {o} {t}?",
+        "What does {o} {t} look like?",
+        "When did {o} {t} begin?",
+        "What did {o} {t} cost?",
+    ];
+    for thing in THINGS {
+        for owner in NAMES.iter().take(16).map(|n| format!("{n}'s")).chain(["my".to_owned()]) {
+            let times = if owner == "my" { 12 } else { 2 };
+            for _ in 0..times {
+                let say = *g.pick(&[
+                    "I don't know that. You have not told me.",
+                    "I don't know: you haven't told me.",
+                ]);
+                let ask = fill(g.pick(&asks), &[("o", &owner), ("t", thing)]);
+                let ask = g.typed(&ask);
+                g.one(&upper_first(&ask), say);
+            }
         }
-        g.turns(None, &[(&a.0, &a.1), (&b.0, &b.1), (&c.0, &c.1)]);
     }
 }
