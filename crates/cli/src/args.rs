@@ -128,6 +128,8 @@ pub enum IsaArg {
     /// AVX-512 with VNNI and BF16
     #[value(name = "avx512bf16")]
     Avx512Bf16,
+    /// The same with AMX
+    Amx,
 }
 
 /// How tokens are chosen.

@@ -238,6 +238,7 @@ pub fn isa(wanted: Option<IsaArg>) -> Result<Isa, String> {
         Some(IsaArg::AvxVnni) => Isa::AvxVnni,
         Some(IsaArg::Avx512) => Isa::Avx512,
         Some(IsaArg::Avx512Bf16) => Isa::Avx512Bf16,
+        Some(IsaArg::Amx) => Isa::Amx,
     };
     if !Isa::available().contains(&isa) {
         return Err(format!("--isa {}: this machine does not have it", isa.name()));

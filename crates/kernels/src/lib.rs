@@ -4,6 +4,7 @@
 //! `unsafe` is allowed in this crate alone (with `cuda`): each site says why it is sound.
 
 mod activations;
+mod amx;
 mod attention;
 pub mod backward;
 pub mod blocks;
@@ -19,6 +20,7 @@ mod product;
 mod route;
 mod rowwise;
 mod simd;
+mod tiled;
 mod unpack;
 
 pub use activations::{ByteRows, FloatRows, PairRows};

@@ -11,6 +11,7 @@ use crate::element::{Element, F16, F32};
 use crate::panel::{Layout, Packed};
 use crate::pool::Pool;
 use crate::simd::{Isa, Kernel, PANEL, Simd, prefetch};
+use crate::tiled;
 use crate::unpack::{self, Format};
 use std::ops::Range;
 
@@ -47,14 +48,15 @@ pub fn product_i8(isa: Isa, pool: &Pool, x: &ByteRows, w: &Packed, out: &mut [f3
     let out = SharedMut(out.as_mut_ptr());
     each_panel(pool, w, &|panels| {
         let job = Job { w, panels, out };
+        let amx = isa == Isa::Amx && x.tiles.first().is_some_and(|t| t.rows == tiled::ROWS);
         match w.layout {
-            Layout::Q8_0 => isa.run_dot(Integers { x, job, of: unpack::Q8_0 }),
-            Layout::Q4_0 => isa.run_dot(Integers { x, job, of: unpack::Q4_0 }),
-            Layout::Q5_0 => isa.run_dot(Integers { x, job, of: unpack::Q5_0 }),
-            Layout::Q4K => isa.run_dot(Integers { x, job, of: unpack::Q4K }),
-            Layout::Q5K => isa.run_dot(Integers { x, job, of: unpack::Q5K }),
-            Layout::Q6K => isa.run_dot(Integers { x, job, of: unpack::Q6K }),
-            Layout::Bytes => isa.run_dot(Integers { x, job, of: unpack::Bytes }),
+            Layout::Q8_0 => isa.run_dot(Integers { x, job, amx, of: unpack::Q8_0 }),
+            Layout::Q4_0 => isa.run_dot(Integers { x, job, amx, of: unpack::Q4_0 }),
+            Layout::Q5_0 => isa.run_dot(Integers { x, job, amx, of: unpack::Q5_0 }),
+            Layout::Q4K => isa.run_dot(Integers { x, job, amx, of: unpack::Q4K }),
+            Layout::Q5K => isa.run_dot(Integers { x, job, amx, of: unpack::Q5K }),
+            Layout::Q6K => isa.run_dot(Integers { x, job, amx, of: unpack::Q6K }),
+            Layout::Bytes => isa.run_dot(Integers { x, job, amx, of: unpack::Bytes }),
             Layout::F32 | Layout::F16 | Layout::Bf16 => {
                 unreachable!("float weights take float activations")
             }
@@ -97,13 +99,18 @@ fn each_panel(pool: &Pool, w: &Packed, task: &(dyn Fn(Range<usize>) + Sync)) {
 }
 
 /// The panels that one call computes, and where the results go.
-struct Job<'a> {
+pub(crate) struct Job<'a> {
     w: &'a Packed,
     panels: Range<usize>,
     out: SharedMut<f32>,
 }
 
 impl Job<'_> {
+    /// The bytes of a panel.
+    pub(crate) fn panel(&self, p: usize) -> &[u8] {
+        self.w.panel(p)
+    }
+
     /// The panels in groups that stay in the second-level cache with a tile of activations, so that
     /// each of `tiles` tiles is read once for a whole group; a single tile takes all at once.
     fn groups(&self, tiles: usize) -> impl Iterator<Item = Range<usize>> + use<> {
@@ -118,7 +125,7 @@ impl Job<'_> {
     /// # Safety
     /// `row` is a row of the output; the features of `S`.
     #[inline(always)]
-    unsafe fn store<S: Simd>(&self, row: usize, panel: usize, lane0: usize, y: S::F) {
+    pub(crate) unsafe fn store<S: Simd>(&self, row: usize, panel: usize, lane0: usize, y: S::F) {
         let (n, at) = (self.w.n, panel * PANEL + lane0);
         // SAFETY: columns beyond n are cut off; other threads have other panels.
         unsafe {
@@ -165,6 +172,8 @@ macro_rules! by_rows {
 struct Integers<'a, F: Format> {
     x: &'a ByteRows,
     job: Job<'a>,
+    /// Tiles of sixteen rows are multiplied as tiles of AMX.
+    amx: bool,
     #[allow(dead_code)]
     of: F,
 }
@@ -175,7 +184,11 @@ impl<F: Format> Kernel for Integers<'_, F> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         for panels in self.job.groups(self.x.tiles.len()) {
-            for &tile in &self.x.tiles {
+            if self.amx && S::LANES == PANEL {
+                // SAFETY: an `Isa` comes out of `available` alone, which asked for the tiles.
+                unsafe { tiled::multiply::<S, F>(self.x, &self.job, panels.clone()) };
+            }
+            for &tile in self.x.tiles.iter().filter(|t| !self.amx || t.rows < tiled::ROWS) {
                 for panel in panels.clone() {
                     // SAFETY: tile and panel are parts of the operands.
                     unsafe {

@@ -131,14 +131,15 @@ fn products_of_bfloat16() {
                     dot + if add { f64::from(c[i]) } else { 0.0 }
                 })
                 .collect();
-            let run = |gemm: &Gemm| {
-                let gemm =
-                    Gemm::new(gemm.isa(), gemm.shared_pool()).with_precision(Precision::Bf16);
-                let mut out = c.clone();
-                gemm.product([m, n, k], Operand::Rows(&a, k), Operand::Rows(&b, k), &mut out, add);
-                out
-            };
-            check(&format!("bfloat16 {m} {n} {k}"), run, &want, 1e-5);
+            for precision in [Precision::Bf16, Precision::Bf16Amx] {
+                let run = |gemm: &Gemm| {
+                    let gemm = Gemm::new(gemm.isa(), gemm.shared_pool()).with_precision(precision);
+                    let (mut out, a, b) = (c.clone(), Operand::Rows(&a, k), Operand::Rows(&b, k));
+                    gemm.product([m, n, k], a, b, &mut out, add);
+                    out
+                };
+                check(&format!("{precision:?} {m} {n} {k}"), run, &want, 1e-5);
+            }
         }
     }
 }
@@ -146,8 +147,10 @@ fn products_of_bfloat16() {
 #[test]
 fn bfloat16_keeps_what_is_not_a_number() {
     for gemm in machines() {
-        let gemm = Gemm::new(gemm.isa(), gemm.shared_pool()).with_precision(Precision::Bf16);
-        for bad in [f32::NAN, f32::from_bits(0xffff_ffff), f32::INFINITY] {
+        for (precision, bad) in [Precision::Bf16, Precision::Bf16Amx].into_iter().flat_map(|p| {
+            [f32::NAN, f32::from_bits(0xffff_ffff), f32::INFINITY].map(|bad| (p, bad))
+        }) {
+            let gemm = Gemm::new(gemm.isa(), gemm.shared_pool()).with_precision(precision);
             let (a, b, mut out) = ([1.0, bad], [1.0, 1.0], [0.0]);
             gemm.product([1, 1, 2], Operand::Rows(&a, 2), Operand::Rows(&b, 2), &mut out, false);
             assert!(!out[0].is_finite(), "{bad} gave {}", out[0]);

@@ -1,9 +1,9 @@
 //! Training speed and memory, to put beside tools/training_peer.py:
 //!
-//!     cargo run --release -p lapidary-tune --example training_speed -- MODEL full|lora BATCH LENGTH [STEPS [MIB]] [bf16]
+//!     cargo run --release -p lapidary-tune --example training_speed -- MODEL full|lora BATCH LENGTH [STEPS [MIB]] [bf16|bf16-amx]
 //!
-//! MIB is the memory for activations; what does not fit is computed again. bf16: matrices are
-//! multiplied in bfloat16.
+//! MIB is the memory for activations; what does not fit is computed again. bf16 and bf16-amx: matrices
+//! are multiplied in bfloat16.
 
 use lapidary_formats::Checkpoint;
 use lapidary_tune::{LoraOptions, Method, ProductPrecision, Sequence, TrainOptions, Trainer};
@@ -12,16 +12,18 @@ use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
-    let bf16 = args.pop_if(|last| last == "bf16").is_some();
-    let usage = "training_speed MODEL full|lora BATCH LENGTH [STEPS [MIB]] [bf16]";
+    let precision = match args.pop_if(|last| last.starts_with("bf16")).as_deref() {
+        None => ProductPrecision::F32,
+        Some("bf16") => ProductPrecision::Bf16,
+        Some("bf16-amx") => ProductPrecision::Bf16Amx,
+        Some(other) => return Err(format!("{other}: bf16 or bf16-amx was expected").into()),
+    };
+    let usage = "training_speed MODEL full|lora BATCH LENGTH [STEPS [MIB]] [bf16|bf16-amx]";
     let [model, method, batch, length, rest @ ..] = &args[..] else { return Err(usage.into()) };
     let (batch, length): (u32, u32) = (batch.parse()?, length.parse()?);
     let number = |i: usize| rest.get(i).map(|a| a.parse::<usize>()).transpose();
     let steps = number(0)?.unwrap_or(4);
-    let mut options = TrainOptions::default();
-    if bf16 {
-        options.precision = ProductPrecision::Bf16;
-    }
+    let mut options = TrainOptions { precision, ..TrainOptions::default() };
     if let Some(mib) = number(1)? {
         options.activation_memory = mib << 20;
     }

@@ -12,6 +12,7 @@
 //! The sums stay f32. Without that instruction the same bits come from two multiply-adds.
 
 use super::pack::Operand;
+use super::tiles;
 use crate::activations::to_bf16;
 use crate::buffer::SharedMut;
 use crate::pool::Pool;
@@ -26,14 +27,14 @@ const KC: usize = 512;
 /// Rows of a task at most; a multiple of both heights of the inner loop.
 const MC: usize = 240;
 /// Places of the contraction of a packed chunk of b.
-const KB: usize = 4096;
+pub(super) const KB: usize = 4096;
 /// Values of a packed chunk of b.
 const CHUNK: usize = 2 << 20;
 /// Multiply-adds below which a second thread does not pay.
-const SMALL: usize = 1 << 18;
+pub(super) const SMALL: usize = 1 << 18;
 
 /// 2^-50 as a bfloat16; see [`Precision::Bf16`].
-const SMALLEST: u32 = (127 - 50) << 7;
+pub(super) const SMALLEST: u32 = (127 - 50) << 7;
 
 /// How operands are rounded before they are multiplied; sums are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,6 +45,8 @@ pub enum Precision {
     /// To bfloat16, ties to even; values below 2^-50 become zero, so that no sum of products is
     /// subnormal (`vdpbf16ps` would flush it, multiply-adds would not).
     Bf16,
+    /// The same, with sums in the order of AMX's tiles (see `tiles.rs`).
+    Bf16Amx,
 }
 
 /// Products on the threads of a pool.
@@ -124,9 +127,23 @@ impl Gemm {
     /// # Panics
     /// If an operand is too small.
     pub fn product(&self, size: [usize; 3], a: Operand, b: Operand, c: &mut [f32], add: bool) {
+        let [m, n, k] = size;
+        assert_eq!(c.len(), m * n, "an output of {m} x {n}");
+        if m == 0 || n == 0 {
+            return;
+        }
+        if k == 0 {
+            if !add {
+                c.fill(0.0);
+            }
+            return;
+        }
+        a.check(m, k);
+        b.check(n, k);
         match self.precision {
             Precision::F32 => self.product_of::<false>(size, a, b, c, add),
             Precision::Bf16 => self.product_of::<true>(size, a, b, c, add),
+            Precision::Bf16Amx => tiles::product(self, size, a, b, c, add),
         }
     }
 
@@ -144,18 +161,6 @@ impl Gemm {
         c: &mut [f32],
         add: bool,
     ) {
-        assert_eq!(c.len(), m * n, "an output of {m} x {n}");
-        if m == 0 || n == 0 {
-            return;
-        }
-        if k == 0 {
-            if !add {
-                c.fill(0.0);
-            }
-            return;
-        }
-        a.check(m, k);
-        b.check(n, k);
         let width = strip_width(self.isa);
         let strips = n.div_ceil(width);
         let most = (CHUNK / (k.min(KB) * width)).clamp(1, strips);
@@ -256,14 +261,14 @@ fn steps<const BF16: bool>(places: usize) -> usize {
 }
 
 /// Room for a strip in f32 on its way to bfloat16.
-type Wide = [MaybeUninit<f32>; KC * 32 + 16];
+pub(super) type Wide = [MaybeUninit<f32>; KC * 32 + 16];
 
 /// Writes the strip of outputs `first .. first + W` as the inner loop wants it.
 ///
 /// # Safety
 /// As [`Operand::pack`], with room for `steps` times `W` values (and what spills).
 #[inline(always)]
-unsafe fn pack<S: Simd, const W: usize, const BF16: bool>(
+pub(super) unsafe fn pack<S: Simd, const W: usize, const BF16: bool>(
     from: &Operand,
     first: usize,
     outer: usize,

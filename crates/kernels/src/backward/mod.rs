@@ -10,6 +10,7 @@ mod gemm;
 mod optimizer;
 mod pack;
 mod rowwise;
+mod tiles;
 
 pub use attention::{AttendGradients, attend_backward, attend_forward};
 pub use gemm::{Gemm, Precision};

@@ -199,6 +199,10 @@ impl<D: Dot> Simd for Avx2<D> {
         unsafe { _mm256_set1_epi32(x) }
     }
     #[inline(always)]
+    unsafe fn load_i(p: *const i32) -> Self::I {
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn to_f32(x: Self::I) -> Self::F {
         unsafe { _mm256_cvtepi32_ps(x) }
     }
@@ -229,6 +233,14 @@ impl<D: Dot> Simd for Avx2<D> {
     #[inline(always)]
     unsafe fn splat_w(x: u8) -> Self::W {
         unsafe { _mm256_set1_epi8(x as i8) }
+    }
+    #[inline(always)]
+    unsafe fn store_w(p: *mut u8, x: Self::W) {
+        unsafe { _mm256_storeu_si256(p.cast(), x) }
+    }
+    #[inline(always)]
+    unsafe fn sub_w(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm256_sub_epi8(a, b) }
     }
     #[inline(always)]
     unsafe fn and(a: Self::W, b: Self::W) -> Self::W {

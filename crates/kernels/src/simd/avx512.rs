@@ -198,6 +198,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
+    unsafe fn load_i(p: *const i32) -> Self::I {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn to_f32(x: Self::I) -> Self::F {
         unsafe { _mm512_cvtepi32_ps(x) }
     }
@@ -237,6 +241,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn splat_w(x: u8) -> Self::W {
         unsafe { _mm512_set1_epi8(x as i8) }
+    }
+    #[inline(always)]
+    unsafe fn store_w(p: *mut u8, x: Self::W) {
+        unsafe { _mm512_storeu_si512(p.cast(), x) }
+    }
+    #[inline(always)]
+    unsafe fn sub_w(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm512_sub_epi8(a, b) }
     }
     #[inline(always)]
     unsafe fn and(a: Self::W, b: Self::W) -> Self::W {

@@ -14,6 +14,10 @@ mod scalar;
 
 pub use scalar::Scalar;
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx;
+use std::sync::OnceLock;
+
 /// Output rows that share a panel; see [`crate::panel`]. A multiple of every [`Simd::LANES`].
 pub const PANEL: usize = 16;
 
@@ -30,6 +34,8 @@ pub enum Isa {
     Avx512,
     /// The same with AVX-512 BF16.
     Avx512Bf16,
+    /// The same with AMX's tiles of bytes and bfloat16.
+    Amx,
 }
 
 impl Isa {
@@ -40,6 +46,11 @@ impl Isa {
 
     /// All that this machine can run, the best one last.
     pub fn available() -> Vec<Self> {
+        static ALL: OnceLock<Vec<Isa>> = OnceLock::new();
+        ALL.get_or_init(Self::look).clone()
+    }
+
+    fn look() -> Vec<Self> {
         #[allow(unused_mut)]
         let mut all = vec![Isa::Scalar];
         #[cfg(target_arch = "x86_64")]
@@ -65,6 +76,9 @@ impl Isa {
                 if is_x86_feature_detected!("avx512bf16") && unsafe { avx512::bf16_adds_in_order() }
                 {
                     all.push(Isa::Avx512Bf16);
+                    if amx::available() {
+                        all.push(Isa::Amx);
+                    }
                 }
             }
         }
@@ -79,6 +93,7 @@ impl Isa {
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Amx => "amx",
         }
     }
 
@@ -97,7 +112,7 @@ impl Isa {
             Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::run(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512::run(kernel) },
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { avx512::run(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
             other => panic!("{} does not exist on this architecture", other.name()),
         }
@@ -125,7 +140,7 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx512Bf16 => unsafe { avx512::run_bf16(kernel) },
+            Isa::Avx512Bf16 | Isa::Amx => unsafe { avx512::run_bf16(kernel) },
             other => other.run(kernel),
         }
     }
@@ -221,6 +236,7 @@ pub trait Simd: Copy + 'static {
     }
 
     unsafe fn splat_i(x: i32) -> Self::I;
+    unsafe fn load_i(p: *const i32) -> Self::I;
     /// i32 to f32, round to nearest even.
     unsafe fn to_f32(x: Self::I) -> Self::F;
     /// f32 to i8 (values must be integral and in -128..=127), `LANES` bytes at `p`.
@@ -230,6 +246,9 @@ pub trait Simd: Copy + 'static {
     unsafe fn shl_i<const N: u32>(x: Self::I) -> Self::I;
 
     unsafe fn load_w(p: *const u8) -> Self::W;
+    unsafe fn store_w(p: *mut u8, x: Self::W);
+    /// Byte by byte, modulo 256.
+    unsafe fn sub_w(a: Self::W, b: Self::W) -> Self::W;
     /// Of two bfloat16s in each lane the first (the low half) and the second, as f32.
     unsafe fn bf16_pair(w: Self::W) -> [Self::F; 2];
     /// `acc + w[1] * x[1]`, then `+ w[0] * x[0]`, each a fused multiply-add, for the two bfloat16s

@@ -117,6 +117,11 @@ impl Simd for Scalar {
         [x; L]
     }
     #[inline(always)]
+    unsafe fn load_i(p: *const i32) -> Self::I {
+        // SAFETY: the caller vouches for sixteen values at `p`.
+        unsafe { p.cast::<[i32; L]>().read_unaligned() }
+    }
+    #[inline(always)]
     unsafe fn to_f32(x: Self::I) -> Self::F {
         x.map(|x| x as f32)
     }
@@ -142,6 +147,15 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn splat_w(x: u8) -> Self::W {
         [x; 64]
+    }
+    #[inline(always)]
+    unsafe fn store_w(p: *mut u8, x: Self::W) {
+        // SAFETY: the caller vouches for 64 bytes at `p`.
+        unsafe { p.cast::<Self::W>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    unsafe fn sub_w(a: Self::W, b: Self::W) -> Self::W {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
     }
     #[inline(always)]
     unsafe fn and(a: Self::W, b: Self::W) -> Self::W {

@@ -28,7 +28,7 @@ pub struct TrainConfig {
     /// again.
     #[serde(default = "gibibyte")]
     pub activation_memory: usize,
-    /// How matrices are rounded before they are multiplied: `f32` (not at all) or `bf16`.
+    /// How matrices are rounded before they are multiplied: `f32` (not at all), `bf16` or `bf16-amx`.
     #[serde(default)]
     pub precision: PrecisionConfig,
     /// What is trained.
@@ -79,6 +79,9 @@ pub enum PrecisionConfig {
     F32,
     /// To bfloat16; weights, sums, gradients and moments stay f32.
     Bf16,
+    /// The same, summed in the order of AMX's tiles: fast where there is AMX.
+    #[serde(rename = "bf16-amx")]
+    Bf16Amx,
 }
 
 /// `[model]`: a checkpoint, or a shape for fresh weights; without either the built-in model.
@@ -495,6 +498,7 @@ impl TrainConfig {
             precision: match self.precision {
                 PrecisionConfig::F32 => ProductPrecision::F32,
                 PrecisionConfig::Bf16 => ProductPrecision::Bf16,
+                PrecisionConfig::Bf16Amx => ProductPrecision::Bf16Amx,
             },
             muon: (o.kind == OptimizerKind::Muon).then_some(Muon { momentum: o.momentum }),
             clip: (o.clip > 0.0).then_some(o.clip),
