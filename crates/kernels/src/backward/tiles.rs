@@ -4,8 +4,9 @@
 //! Products of bfloat16s are exact in f32, so the same bits come from multiply-adds elsewhere.
 //!
 //! Outputs are computed in squares of 32 x 32, four tiles. Of b, strips of 32 outputs are packed as
-//! `[pair of places][32]` by all threads; each task packs its rows of a once, as tiles of
-//! `[16 rows][16 pairs]`.
+//! `[pair of places][32]` by all threads; each task packs its rows of a, as tiles of `[16 rows][16
+//! pairs]`. A tile product is so quick that what counts is where operands come from: of `KC` places
+//! a strip of b stays in the first-level cache for all rows of a task, and these in the second.
 
 use super::gemm::{Gemm, KB, SMALL, SMALLEST, Wide, pack};
 use super::pack::Operand;
@@ -25,8 +26,10 @@ const PAIRS: usize = STEP / 2;
 const TILE: usize = 16;
 /// Pairs of b in a packed chunk at most.
 const CHUNK: usize = 2 << 20;
-/// Pairs of a that a task packs at most: half of a second-level cache.
-const OWN: usize = 128 << 10;
+/// Places of the contraction that a task takes at a time.
+const KC: usize = 512;
+/// Rows of a task at most.
+const MC: usize = 512;
 
 /// `c[m][n] (+)= a b`; sizes and operands are checked, none is empty.
 pub(super) fn product(
@@ -59,11 +62,12 @@ pub(super) fn product(
 
 /// Shares the outputs of a packed chunk out to the threads.
 fn multiply(gemm: &Gemm, job: &Job) {
-    let (strips, steps) = (job.s1 - job.s0, job.inner.len().div_ceil(STEP));
+    let strips = job.s1 - job.s0;
+    let steps = job.inner.len().min(KC).div_ceil(STEP);
     let threads =
         if job.m * strips * SIDE * job.inner.len() < SMALL { 1 } else { gemm.pool().threads() };
-    let most = (OWN / (steps * PAIRS)).max(SIDE) / SIDE * SIDE;
-    let rows = job.m.div_ceil(4 * threads).next_multiple_of(SIDE).min(most);
+    let each = job.m.div_ceil(threads);
+    let rows = each.div_ceil(each.div_ceil(MC)).next_multiple_of(SIDE);
     let blocks = job.m.div_ceil(rows);
     // Few rows: the columns are shared out too, for which a is packed more than once.
     let groups = if blocks < threads { threads.min(strips) } else { 1 };
@@ -148,16 +152,36 @@ impl Kernel for Multiply<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (job, steps) = (self.job, self.job.inner.len().div_ceil(STEP));
         // SAFETY: an `Isa` comes out of `available` alone, which asked for the tiles.
         let tiles = (self.isa == Isa::Amx).then(|| unsafe { amx::Tiles::of_bf16() });
+        let inner = self.job.inner.clone();
+        for from in inner.clone().step_by(KC) {
+            // SAFETY: `own` has room for `KC` places of the rows, in whole squares.
+            unsafe {
+                let places = from..(from + KC).min(inner.end);
+                self.pack_rows::<S>(&places);
+                self.squares::<S>(tiles.as_ref(), &places);
+            }
+        }
+    }
+}
+
+impl Multiply<'_> {
+    /// Multiplies the packed rows, `places` of the contraction.
+    #[inline(always)]
+    unsafe fn squares<S: Simd>(&self, tiles: Option<&amx::Tiles>, places: &Range<usize>) {
+        let job = self.job;
+        let whole_steps = job.inner.len().div_ceil(STEP);
+        let (before, steps) =
+            ((places.start - job.inner.start) / STEP, places.len().div_ceil(STEP));
+        let load = job.load || before > 0;
         // Squares at the edges go through a whole one.
         let mut part = [0.0f32; SIDE * SIDE];
-        // SAFETY: `own` has room for the rows, in whole squares; outputs are those of the task alone.
+        // SAFETY: outputs are those of the task alone; a strip has all steps of the chunk.
         unsafe {
-            self.pack_rows::<S>();
             for s in self.strips.clone() {
-                let b = job.packed.at(s * SIDE * steps * PAIRS).cast_const().cast::<u32>();
+                let b = job.packed.at((s * whole_steps + before) * SIDE * PAIRS);
+                let b = b.cast_const().cast::<u32>();
                 let column = (job.s0 + s) * SIDE;
                 for row in self.rows.clone().step_by(SIDE) {
                     let a = self.own.add((row - self.rows.start) * steps * PAIRS);
@@ -165,15 +189,13 @@ impl Kernel for Multiply<'_> {
                     let rest = [SIDE.min(self.rows.end - row), SIDE.min(job.n - column)];
                     let whole = rest == [SIDE; 2];
                     let (to, stride) = if whole { (c, job.n) } else { (part.as_mut_ptr(), SIDE) };
-                    if !whole && job.load {
+                    if !whole && load {
                         copy(c, job.n, to, SIDE, rest);
                     }
-                    match &tiles {
-                        Some(tiles) => tiles.square_bf16(steps, a, b, to, stride, job.load),
-                        None if S::LANES == 16 => {
-                            square::<S, 4>(steps, a, b, to, stride, job.load);
-                        }
-                        None => square::<S, 2>(steps, a, b, to, stride, job.load),
+                    match tiles {
+                        Some(tiles) => tiles.square_bf16(steps, a, b, to, stride, load),
+                        None if S::LANES == 16 => square::<S, 4>(steps, a, b, to, stride, load),
+                        None => square::<S, 2>(steps, a, b, to, stride, load),
                     }
                     if !whole {
                         copy(to, SIDE, c, job.n, rest);
@@ -182,13 +204,11 @@ impl Kernel for Multiply<'_> {
             }
         }
     }
-}
 
-impl Multiply<'_> {
-    /// Packs the task's rows: for each 32 rows and each step two tiles.
+    /// Packs `places` of the task's rows: for each 32 rows and each step two tiles.
     #[inline(always)]
-    unsafe fn pack_rows<S: Simd>(&self) {
-        let (job, steps) = (self.job, self.job.inner.len().div_ceil(STEP));
+    unsafe fn pack_rows<S: Simd>(&self, places: &Range<usize>) {
+        let (job, steps) = (self.job, places.len().div_ceil(STEP));
         let mut wide: Wide = [MaybeUninit::uninit(); _];
         for (i, first) in self.rows.clone().step_by(TILE).enumerate() {
             // SAFETY: `own` has room for whole squares of rows.
@@ -197,14 +217,14 @@ impl Multiply<'_> {
                 if let Operand::Rows(data, stride) = job.a {
                     for r in 0..TILE {
                         let row = (first + r).min(job.m - 1) * stride;
-                        let row = &data[row + job.inner.start..row + job.inner.end];
+                        let row = &data[row + places.start..row + places.end];
                         halves(row, out.add(r * PAIRS));
                     }
                     continue;
                 }
-                let (pairs, room) = (job.inner.len().div_ceil(2), steps * PAIRS);
-                let inner = job.inner.clone();
-                pack::<S, TILE, true>(&job.a, first, job.m, inner, self.turned, &mut wide);
+                let (pairs, room) = (places.len().div_ceil(2), steps * PAIRS);
+                let turned = self.turned;
+                pack::<S, TILE, true>(&job.a, first, job.m, places.clone(), turned, &mut wide);
                 self.turned.add(pairs * TILE).write_bytes(0, (room - pairs) * TILE);
                 for step in 0..steps {
                     let from = self.turned.add(step * PAIRS * TILE);
