@@ -76,7 +76,7 @@ pub struct Loaded {
     pub model: Box<dyn Model>,
     /// Bytes of weights that one decoding step reads.
     pub step_bytes: usize,
-    /// How many weights of each type take part in products.
+    /// How many weights of each type take part in the products of one token.
     pub weights: Vec<(BlockType, usize)>,
     /// Things that the user should know: tensors that the family has no use for, slower paths.
     pub notes: Vec<String>,

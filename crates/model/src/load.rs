@@ -267,9 +267,13 @@ impl<'a> Weights<'a> {
     ) -> Result<Vec<Linear>> {
         let view = self.view(&self.name(hf, gguf))?;
         view.expect_shape(&[count, n, k])?;
-        let before = self.step_bytes;
+        let (bytes, counts) = (self.step_bytes, self.counts.clone());
         let experts = self.cut(&view, count, [n, k])?;
-        self.step_bytes = before + (self.step_bytes - before) / count * active;
+        self.step_bytes = bytes + (self.step_bytes - bytes) / count * active;
+        for (ty, now) in &mut self.counts {
+            let before = counts.iter().find(|(t, _)| t == ty).map_or(0, |(_, c)| *c);
+            *now = before + (*now - before) / count * active;
+        }
         Ok(experts)
     }
 
