@@ -64,7 +64,8 @@ fn packed(ty: BlockType, n: usize, k: usize, bytes: &[u8]) -> Packed {
 
 fn shapes(ty: BlockType) -> Vec<(usize, usize, usize)> {
     let k = ty.block_len().max(if ty.block_len() == 1 { 1 } else { 32 });
-    let mut shapes = vec![(1, 16, 2 * k), (3, 17, k), (5, 100, 3 * k), (33, 48, k)];
+    let mut shapes =
+        vec![(1, 16, 2 * k), (3, 17, k), (5, 100, 3 * k), (33, 48, k), (40, 33, 5 * k)];
     if ty.block_len() == 1 {
         shapes.extend([(7, 5, 1), (16, 96, 77), (2, 64, 300)]);
     }
