@@ -286,6 +286,19 @@ pub struct ServeArgs {
     /// be left out here if there is only one
     #[arg(long, value_name = "[MODEL+]NAME=DIR", help_heading = "Models")]
     pub adapter: Vec<String>,
+    /// The vision tower of a GGUF model; may be repeated. MODEL may be left out if there is only one
+    /// [default: the mmproj file beside the model that fits it]
+    #[arg(long, value_name = "[MODEL=]FILE", help_heading = "Models")]
+    pub mmproj: Vec<String>,
+    /// A smaller model inside a Gemma 3n E4B, as run takes it; may be repeated, as --mmproj
+    #[arg(long, value_name = "[MODEL=]SLICE", help_heading = "Models")]
+    pub matformer: Vec<String>,
+    /// Have models think before they answer (Gemma 4) where a request does not say
+    #[arg(long, help_heading = "Models")]
+    pub think: bool,
+    /// Have them answer at once there [default: what their templates do]
+    #[arg(long, conflicts_with = "think", help_heading = "Models")]
+    pub no_think: bool,
     /// Memory for weights, keys and values, such as 8GiB [default: 80 % of what is available]
     #[arg(long, value_name = "SIZE", help_heading = "Models")]
     pub memory: Option<String>,

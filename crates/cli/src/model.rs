@@ -120,8 +120,11 @@ fn load(
     Ok((loaded, cpu, limits))
 }
 
-/// `--matformer`.
-fn matformer(given: &str) -> Result<Slice, Box<dyn std::error::Error>> {
+/// The slice that `--matformer` names.
+///
+/// # Errors
+/// If it names no slice.
+pub fn matformer(given: &str) -> Result<Slice, Box<dyn std::error::Error>> {
     if given == "e2b" {
         return Ok(Slice::e2b());
     }

@@ -126,19 +126,24 @@ fn open(weights: &mut Weights, projector: Option<&Path>) -> Result<Gallery> {
     Ok(Gallery::with_projector(checkpoint, &projector, &mut weights.cpu)?)
 }
 
-/// The one mmproj file in the folder of a GGUF file.
-fn beside(checkpoint: &Checkpoint) -> Result<PathBuf> {
-    let file = checkpoint.files().first().map_or("", |f| &**f);
-    let folder = Path::new(file).parent().filter(|p| !p.as_os_str().is_empty());
+/// The mmproj files in the folder of `file`, by name.
+pub fn all_beside(file: &Path) -> Vec<PathBuf> {
+    let folder = file.parent().filter(|p| !p.as_os_str().is_empty());
     let files = std::fs::read_dir(folder.unwrap_or(Path::new("."))).into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = files.map(|f| f.path()).filter(|p| is_projector(p)).collect();
+    found.sort();
+    found
+}
+
+/// The one mmproj file in the folder of a GGUF file.
+fn beside(checkpoint: &Checkpoint) -> Result<PathBuf> {
+    let mut found = all_beside(checkpoint.files().first().map_or("", |f| &**f).as_ref());
     match found.len() {
         1 => Ok(found.remove(0)),
         0 => Err("pictures: a GGUF model sees with its mmproj file, and none lies beside it: say \
                   --mmproj FILE, or give --model a Hugging Face directory"
             .into()),
         _ => {
-            found.sort();
             let names: Vec<String> = found.iter().map(|p| p.display().to_string()).collect();
             let all = names.join(", ");
             Err(format!(

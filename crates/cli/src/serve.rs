@@ -1,9 +1,10 @@
 //! `lapidary serve`: models over HTTP.
 
 use crate::args::{LogArg, ServeArgs};
-use crate::{Outcome, model, show};
+use crate::{Outcome, model, pictures, show};
+use lapidary_formats::{Checkpoint, Source};
 use lapidary_server::app::Policy;
-use lapidary_server::model::{AdapterOrigin, Machine, Origin};
+use lapidary_server::model::{AdapterOrigin, Files, Machine, Origin};
 use lapidary_server::registry::check_name;
 use lapidary_server::serve::{Settings, log};
 use std::path::Path;
@@ -44,6 +45,7 @@ fn settings(args: &ServeArgs) -> Result<Settings, Box<dyn std::error::Error>> {
         chunk: at_least_one("--chunk", args.chunk)?,
         max_sequences: at_least_one("--batch", args.batch)?,
         max_queue: at_least_one("--max-queue", args.max_queue)?,
+        think: args.think.then_some(true).or(args.no_think.then_some(false)),
         idle: (args.idle > 0).then(|| Duration::from_secs(args.idle)),
     };
     let memory = match &args.memory {
@@ -102,16 +104,95 @@ fn models(args: &ServeArgs) -> Result<Vec<(String, Origin)>, Box<dyn std::error:
             None => (name_of(Path::new(given)), given.as_str()),
         };
         check_name(&name).map_err(|e| format!("--model {given}: {e}; say NAME=PATH"))?;
-        models.push((name, Origin::Path(model::resolve(Path::new(path))?)));
+        models.push((name, Origin::path(model::resolve(Path::new(path))?)));
     }
     if let Some(dir) = &args.models_dir {
         models.extend(in_directory(dir)?);
     }
     if models.is_empty() {
         model::introduce(None);
-        models.push((BUILT_IN.to_owned(), Origin::BuiltIn(model::DEFAULT_MODEL)));
+        models.push((BUILT_IN.to_owned(), Origin::new(Files::BuiltIn(model::DEFAULT_MODEL))));
+    }
+    for given in &args.mmproj {
+        let (origin, file) = of_model("--mmproj", given, &mut models)?;
+        origin.projector = Some(file.into());
+    }
+    for given in &args.matformer {
+        let (origin, slice) = of_model("--matformer", given, &mut models)?;
+        origin.slice = Some(model::matformer(slice)?);
+    }
+    for (name, origin) in &mut models {
+        find_projector(name, origin);
     }
     Ok(models)
+}
+
+/// The model that a flag's value `[MODEL=]VALUE` is for, and the value.
+fn of_model<'a, 'b>(
+    flag: &str,
+    given: &'b str,
+    models: &'a mut [(String, Origin)],
+) -> Result<(&'a mut Origin, &'b str), String> {
+    let named = models.iter().position(|(name, _)| {
+        given.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('='))
+    });
+    match (named, models.len()) {
+        (Some(i), _) => {
+            let (name, origin) = &mut models[i];
+            Ok((origin, &given[name.len() + 1..]))
+        }
+        (None, 1) => Ok((&mut models[0].1, given)),
+        (None, _) => {
+            let names: Vec<&str> = models.iter().map(|m| m.0.as_str()).collect();
+            let names = names.join(", ");
+            Err(format!("{flag} {given}: say MODEL=..., for the models are {names}"))
+        }
+    }
+}
+
+/// Gives a GGUF model the one vision tower beside it that fits it. What is wrong with the model is
+/// said when it is opened.
+fn find_projector(name: &str, origin: &mut Origin) {
+    let Files::Path(path) = &origin.files else { return };
+    let file = if path.is_dir() { &path.join("model.gguf") } else { path };
+    let beside = pictures::all_beside(file);
+    if origin.projector.is_some() || beside.is_empty() {
+        return;
+    }
+    let Ok(text) = Checkpoint::open(path) else { return };
+    if let Source::Hf { .. } = text.source() {
+        return;
+    }
+    let fits = |projector: &Path| {
+        let projector = Checkpoint::open(projector)?;
+        lapidary_model::projector_rows(&text, &projector)
+    };
+    let (mut fitting, mut not) = (Vec::new(), Vec::new());
+    for projector in beside {
+        match fits(&projector) {
+            Ok(_) => fitting.push(projector),
+            Err(e) => not.push(e.to_string()),
+        }
+    }
+    match &fitting[..] {
+        [one] => {
+            show::note(&format!("note: {name} sees with {}", one.display()));
+            origin.projector = fitting.pop();
+        }
+        [] => {
+            let why = not.join("; ");
+            show::note(&format!(
+                "note: {name} reads text alone; no mmproj file beside it fits: {why}"
+            ));
+        }
+        several => {
+            let files: Vec<String> = several.iter().map(|p| p.display().to_string()).collect();
+            let files = files.join(", ");
+            show::note(&format!(
+                "note: {name} reads text alone; say --mmproj {name}=FILE for one of {files}"
+            ));
+        }
+    }
 }
 
 /// The adapters that the flags name.
@@ -161,7 +242,7 @@ fn in_directory(dir: &Path) -> Result<Vec<(String, Origin)>, String> {
         }
         let name = name_of(&path);
         match check_name(&name) {
-            Ok(()) => found.push((name, Origin::Path(path))),
+            Ok(()) => found.push((name, Origin::path(path))),
             Err(e) => show::note(&format!("note: {}: left out: {e}", path.display())),
         }
     }

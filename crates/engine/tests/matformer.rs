@@ -4,21 +4,12 @@ mod shared;
 
 use lapidary_engine::{Limits, Session};
 use lapidary_formats::{Checkpoint, DType, TensorSpec, safetensors};
-use lapidary_model::{Loaded, Slice, load, load_slice};
+use lapidary_model::{Loaded, Slice, describe_slice, load, load_slice};
 use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
 use serde_json::{Value, json};
-use shared::fixtures;
-use std::path::{Path, PathBuf};
+use shared::{Folder, fixtures};
+use std::path::Path;
 use std::sync::Arc;
-
-/// A folder that is gone at the end.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// Layer 5 of seven reads layer 2's keys and values.
 const SKIP: usize = 5;
@@ -99,9 +90,7 @@ fn logits(loaded: &Loaded, cpu: &mut Cpu) -> Vec<u32> {
 fn a_slice_by_option_is_the_slice_by_hand() {
     let Some(dir) = fixtures() else { return };
     let from = dir.join("models/gemma3n_text");
-    let folder = std::env::temp_dir().join(format!("lapidary-matformer-{}", std::process::id()));
-    let folder = Folder(folder);
-    std::fs::create_dir_all(&folder.0).unwrap();
+    let folder = Folder::new("matformer");
     by_hand(&from, &folder.0);
     let mut cpu = Cpu::new(Isa::detect(), Arc::new(Pool::new(2)), Precision::Exact);
     let whole = Checkpoint::open(&from).unwrap();
@@ -110,6 +99,11 @@ fn a_slice_by_option_is_the_slice_by_hand() {
     let slice = Slice { skip: vec![SKIP], ffn: FFN.to_vec() };
     let got = load_slice(&whole, &mut cpu, &slice).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(got.model.info().layers, 6);
+    let told = describe_slice(&whole, &slice).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(
+        (told.info.layers, told.parameters, told.bytes),
+        (6, small.elements(), small.tensor_bytes())
+    );
     let want = logits(&want, &mut cpu);
     assert_eq!(logits(&got, &mut cpu), want);
     assert_ne!(logits(&load(&whole, &mut cpu).unwrap(), &mut cpu), want);
@@ -122,6 +116,9 @@ fn a_slice_by_option_is_the_slice_by_hand() {
         let slice = Slice { skip: skip.to_vec(), ffn: ffn.to_vec() };
         let e = load_slice(checkpoint, &mut cpu, &slice).err().unwrap().to_string();
         assert!(e.contains(words), "{e}");
+        // Headers tell all but how blocks can be cut.
+        let told = describe_slice(checkpoint, &slice).err().map(|e| e.to_string());
+        assert!(told == Some(e) || words == "can't be cut", "{told:?}");
     };
     refused(&whole, &[2], &[], "layer 2 does not read");
     refused(&whole, &[7], &[], "layer 7 does not read");

@@ -7,10 +7,10 @@
 //! token; the first ones keep only the largest activations; the last ones read the keys and values
 //! of earlier ones.
 
-use crate::load::{NormOffset, Weights};
+use crate::load::{NormOffset, Slice, Weights};
 use crate::settings::{self, Settings};
-use crate::{Info, Model};
-use lapidary_formats::Result;
+use crate::{Info, Model, Sliced};
+use lapidary_formats::{Checkpoint, Result};
 use lapidary_ops::{
     Activation, AttentionSpec, Coefs, KvCache, KvLayout, Linear, Ops, Rope, RopePairs, Rows,
     Tensor, Vector, Weight,
@@ -169,7 +169,7 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
     s.require_flag("attention_bias", false)?;
     let mut info = info(s)?;
     let (count, vocab) = (info.layers, info.vocab);
-    let kept = kept(s, w, count)?;
+    let kept = kept(s, w.slice, count)?;
     info.layers = kept.len();
     let width = s.count("hidden_size", "embedding_length", settings::WIDTH)?;
     let streams = info.width / width;
@@ -231,10 +231,10 @@ pub(crate) fn load(s: &Settings, w: &mut Weights) -> Result<Box<dyn Model>> {
 }
 
 /// The layers of the file that are wanted, and the widths of their feed-forward layers.
-fn kept(s: &Settings, w: &Weights, count: usize) -> Result<Vec<(usize, usize)>> {
+fn kept(s: &Settings, slice: Option<&Slice>, count: usize) -> Result<Vec<(usize, usize)>> {
     let all = s.counts("intermediate_size", "feed_forward_length", count, settings::WIDTH)?;
     let whole = all.into_iter().enumerate();
-    let Some(slice) = w.slice else { return Ok(whole.collect()) };
+    let Some(slice) = slice else { return Ok(whole.collect()) };
     let wrong = |problem: String| s.error("matformer", problem);
     let layout = layout(s, count)?;
     if let Some(i) = slice.skip.iter().find(|i| layout.get(**i).is_none_or(|l| l.1 == **i)) {
@@ -252,6 +252,38 @@ fn kept(s: &Settings, w: &Weights, count: usize) -> Result<Vec<(usize, usize)>> 
         *ffn = *wanted;
     }
     Ok(kept)
+}
+
+/// The figures of a smaller model inside, and its parameters and bytes.
+pub(crate) fn slice(s: &Settings, checkpoint: &Checkpoint, slice: &Slice) -> Result<Sliced> {
+    let mut info = info(s)?;
+    let count = info.layers;
+    let ffn = s.counts("intermediate_size", "feed_forward_length", count, settings::WIDTH)?;
+    let kept = kept(s, Some(slice), count)?;
+    info.layers = kept.len();
+    let mut sliced = Sliced { info, parameters: 0, bytes: 0 };
+    for view in checkpoint.tensors() {
+        let (part, whole) = share(&view.name, &kept, &ffn);
+        sliced.parameters += (view.elements() * part / whole) as u64;
+        sliced.bytes += (view.bytes.len() * part / whole) as u64;
+    }
+    Ok(sliced)
+}
+
+/// How much of a tensor is read when `kept` layers stay, of those whose feed-forward widths are `ffn`.
+fn share(name: &str, kept: &[(usize, usize)], ffn: &[usize]) -> (usize, usize) {
+    if ["tokens_per_layer", "per_layer_token", "per_layer_model"].iter().any(|n| name.contains(n)) {
+        return (kept.len(), ffn.len());
+    }
+    let in_tower = ["vision", "audio"].iter().any(|t| name.contains(t));
+    let layer = ["layers.", "blk."].iter().find_map(|mark| {
+        let number = name.split_once(mark)?.1.split('.').next()?;
+        number.parse::<usize>().ok().filter(|i| *i < ffn.len() && !in_tower)
+    });
+    let Some(i) = layer else { return (1, 1) };
+    let Some((_, inner)) = kept.iter().find(|(k, _)| *k == i) else { return (0, 1) };
+    let narrow = ["mlp.", "ffn_gate.", "ffn_up.", "ffn_down."];
+    if narrow.iter().any(|n| name.contains(n)) { (*inner, ffn[i]) } else { (1, 1) }
 }
 
 /// Layer `i` of the file, with the first `inner` of its feed-forward layer.

@@ -30,7 +30,7 @@ pub(crate) const DEFAULTS: &[(&str, usize)] = &[
 ];
 
 /// Rows of a picture at most, unless the checkpoint says otherwise.
-const BUDGET: usize = 280;
+pub(crate) const BUDGET: usize = 280;
 
 struct Tower {
     eps: f32,

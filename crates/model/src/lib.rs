@@ -24,7 +24,7 @@ use load::Weights;
 pub use load::{AdapterFactors, Adapters, Slice, block_type};
 pub use pixels::Patches;
 pub use settings::Settings;
-pub use vision::{Eyes, Vision, load_projector, load_vision, picture_rows};
+pub use vision::{Eyes, Vision, load_projector, load_vision, picture_rows, projector_rows};
 
 /// What the rest of the program needs to know of a loaded model.
 #[derive(Debug, Clone)]
@@ -154,6 +154,36 @@ pub fn describe(checkpoint: &Checkpoint) -> Result<Info> {
     (family.info)(&settings)
 }
 
+/// What [`describe_slice`] tells.
+#[derive(Debug, Clone)]
+pub struct Sliced {
+    /// The smaller model's figures.
+    pub info: Info,
+    /// Its parameters.
+    pub parameters: u64,
+    /// Bytes of the file that it reads.
+    pub bytes: u64,
+}
+
+/// The figures of a smaller model inside that of the checkpoint, from headers alone.
+///
+/// # Errors
+/// As [`load_slice`], as far as headers tell.
+pub fn describe_slice(checkpoint: &Checkpoint, slice: &Slice) -> Result<Sliced> {
+    let (settings, family) = find(Settings::new(checkpoint)?)?;
+    takes_slices(&settings, family)?;
+    gemma3n::slice(&settings, checkpoint, slice)
+}
+
+/// Only one family has smaller models inside.
+fn takes_slices(settings: &Settings, family: &Family) -> Result<()> {
+    if !family.names.contains(&"gemma3n") {
+        let problem = "only Gemma 3n has smaller models inside (MatFormer)";
+        return Err(settings.error(settings.architecture_key(), problem));
+    }
+    Ok(())
+}
+
 /// Loads the model of `checkpoint` onto the device of `ops`.
 ///
 /// # Errors
@@ -215,9 +245,8 @@ fn load_any(
     slice: Option<&Slice>,
 ) -> Result<Loaded> {
     let (settings, family) = find(Settings::new(checkpoint)?)?;
-    if slice.is_some() && !family.names.contains(&"gemma3n") {
-        let problem = "only Gemma 3n has smaller models inside (MatFormer)";
-        return Err(settings.error(settings.architecture_key(), problem));
+    if slice.is_some() {
+        takes_slices(&settings, family)?;
     }
     let mut weights = Weights::new(checkpoint, ops, adapters);
     weights.slice = slice;

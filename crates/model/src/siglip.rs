@@ -135,6 +135,13 @@ fn tower(
 /// Rows of a picture, unless the checkpoint says otherwise.
 pub(crate) const TOKENS: usize = 256;
 
+/// Rows of a picture that Gemma 3's tower in an "mmproj" file makes.
+pub(crate) fn projector_rows(s: &Settings) -> Result<usize> {
+    let side = s.count("image_size", "image_size", 1..=4096)?;
+    let grid = side / s.count("patch_size", "patch_size", 1..=side)?;
+    Ok((grid / pool(s, grid)?).pow(2))
+}
+
 /// Patches a side of what becomes one row: `mm_tokens_per_image` rows of `grid` x `grid` patches.
 fn pool(s: &Settings, grid: usize) -> Result<usize> {
     if s.hf().is_none() {

@@ -5,7 +5,7 @@ use crate::pixels::Patches;
 use crate::settings::Settings;
 use crate::{gemma4_vision, siglip};
 use lapidary_formats::gguf::Metadata;
-use lapidary_formats::{Checkpoint, Result, Rgb, Source};
+use lapidary_formats::{Checkpoint, FormatError, Result, Rgb, Source};
 use lapidary_ops::Ops;
 
 /// The part of a model that sees.
@@ -86,6 +86,95 @@ pub fn load_vision(checkpoint: &Checkpoint, ops: &mut dyn Ops) -> Result<Option<
     Ok(Some(Eyes { vision, placeholder, begin, end, marked_by_begin, width }))
 }
 
+/// An "mmproj" file of llama.cpp, as its settings describe it.
+struct Projector {
+    /// Settings of the text model.
+    words: Metadata,
+    metadata: Metadata,
+    kind: Kind,
+    family: &'static str,
+    /// Width of the text model's embeddings.
+    width: usize,
+}
+
+/// Towers that such files hold.
+#[derive(Clone, Copy)]
+enum Kind {
+    Gemma3,
+    Gemma4,
+    /// Gemma 4 12B's.
+    Unified,
+}
+
+impl Projector {
+    /// Where every projector's last matrix stands.
+    const LAST: &str = "mm.input_projection.weight";
+
+    fn new(text: &Checkpoint, projector: &Checkpoint) -> Result<Self> {
+        let gguf = |checkpoint: &Checkpoint| match checkpoint.source() {
+            Source::Gguf(metadata) => Ok(metadata.clone()),
+            Source::Hf { .. } => {
+                let problem =
+                    "a GGUF file was expected: a Hugging Face directory has its own vision tower";
+                Err(FormatError::new(checkpoint.name(), "", problem))
+            }
+        };
+        let (words, metadata) = (gguf(text)?, gguf(projector)?);
+        let architecture = "general.architecture";
+        if metadata.str(architecture)? != "clip" {
+            let problem = "\"clip\" was expected: this is no mmproj file";
+            return Err(metadata.wrong(architecture, problem));
+        }
+        let keys = ["clip.vision.projector_type", "clip.projector_type"];
+        let key = keys.into_iter().find(|k| metadata.get(k).is_some()).unwrap_or(keys[1]);
+        let name = metadata.str(key)?;
+        let (kind, family, mean) = match name {
+            "gemma3" => (Kind::Gemma3, "gemma3", 0.5),
+            "gemma4v" => (Kind::Gemma4, "gemma4", 0.0),
+            "gemma4uv" => (Kind::Unified, "gemma4", 0.0),
+            _ => {
+                let problem = format!("\"{name}\": gemma3, gemma4v or gemma4uv was expected");
+                return Err(metadata.wrong(key, problem));
+            }
+        };
+        let found = words.str(architecture)?;
+        if found != family {
+            let problem = format!("\"{name}\" is for {family}, and {} is {found}", text.name());
+            return Err(metadata.wrong(key, problem));
+        }
+        expect_all(&metadata, "clip.vision.image_mean", mean)?;
+        expect_all(&metadata, "clip.vision.image_std", if mean == 0.0 { 1.0 } else { mean })?;
+        let width = crate::describe(text)?.width;
+        let shape = projector.tensor(Self::LAST)?.shape;
+        if !shape.contains(&width) {
+            let problem = format!(
+                "{shape:?}: a side of {width} was expected, the width of {}: this is another \
+                 model's tower",
+                text.name()
+            );
+            return Err(FormatError::new(projector.name(), Self::LAST, problem));
+        }
+        Ok(Self { words, metadata, kind, family, width })
+    }
+
+    fn settings(&self) -> Settings<'_> {
+        Settings::Gguf { metadata: &self.metadata, architecture: "clip.vision" }
+    }
+}
+
+/// Rows of a picture at most that the vision tower in `projector`, an "mmproj" file, makes for the text
+/// model in `text`, a GGUF file: from the settings alone.
+///
+/// # Errors
+/// As [`load_projector`], as far as headers tell.
+pub fn projector_rows(text: &Checkpoint, projector: &Checkpoint) -> Result<usize> {
+    let p = Projector::new(text, projector)?;
+    match p.kind {
+        Kind::Gemma3 => siglip::projector_rows(&p.settings()),
+        Kind::Gemma4 | Kind::Unified => Ok(gemma4_vision::BUDGET),
+    }
+}
+
 /// Loads the vision tower in `projector`, an "mmproj" file of llama.cpp, for the text model in `text`,
 /// a GGUF file.
 ///
@@ -96,46 +185,16 @@ pub fn load_projector(
     projector: &Checkpoint,
     ops: &mut dyn Ops,
 ) -> Result<Eyes> {
-    let gguf = |checkpoint: &Checkpoint| match checkpoint.source() {
-        Source::Gguf(metadata) => Ok(metadata.clone()),
-        Source::Hf { .. } => {
-            let problem = "a GGUF file was expected: a Hugging Face directory has its own tower";
-            Err(lapidary_formats::FormatError::new(checkpoint.name(), "", problem))
-        }
-    };
-    let (words, metadata) = (gguf(text)?, gguf(projector)?);
-    let architecture = "general.architecture";
-    if metadata.str(architecture)? != "clip" {
-        return Err(metadata.wrong(architecture, "\"clip\" was expected: this is no mmproj file"));
-    }
-    let keys = ["clip.vision.projector_type", "clip.projector_type"];
-    let key = keys.into_iter().find(|k| metadata.get(k).is_some()).unwrap_or(keys[1]);
-    let kind = metadata.str(key)?;
-    let (family, mean) = match kind {
-        "gemma3" => ("gemma3", 0.5),
-        "gemma4v" | "gemma4uv" => ("gemma4", 0.0),
-        _ => {
-            let problem = format!("\"{kind}\": gemma3, gemma4v or gemma4uv was expected");
-            return Err(metadata.wrong(key, problem));
-        }
-    };
-    let found = words.str(architecture)?;
-    if found != family {
-        let problem = format!("\"{kind}\" is for {family}, and {} is {found}", text.name());
-        return Err(metadata.wrong(key, problem));
-    }
-    expect_all(&metadata, "clip.vision.image_mean", mean)?;
-    expect_all(&metadata, "clip.vision.image_std", if mean == 0.0 { 1.0 } else { mean })?;
-    let width = crate::describe(text)?.width;
-    let s = Settings::Gguf { metadata: &metadata, architecture: "clip.vision" };
+    let p = Projector::new(text, projector)?;
+    let (s, width) = (p.settings(), p.width);
     let mut w = Weights::new(projector, ops, &[]);
-    let vision = match kind {
-        "gemma3" => siglip::gemma3(&s, &mut w, width)?,
-        "gemma4v" => gemma4_vision::tower(&s, &mut w, width)?,
-        _ => gemma4_vision::unified(&s, &mut w, width)?,
+    let vision = match p.kind {
+        Kind::Gemma3 => siglip::gemma3(&s, &mut w, width)?,
+        Kind::Gemma4 => gemma4_vision::tower(&s, &mut w, width)?,
+        Kind::Unified => gemma4_vision::unified(&s, &mut w, width)?,
     };
-    let (placeholder, begin, end) = tokens(&words, family)?;
-    let marked_by_begin = family == "gemma3";
+    let (placeholder, begin, end) = tokens(&p.words, p.family)?;
+    let marked_by_begin = p.family == "gemma3";
     let (begin, end) = (Some(begin), Some(end));
     Ok(Eyes { vision, placeholder, begin, end, marked_by_begin, width })
 }

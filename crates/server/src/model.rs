@@ -4,7 +4,7 @@ use crate::failure::{Failure, Kind};
 use crate::pictures::{SEEN_BYTES, Sight};
 use lapidary_engine::{Embedder, Engine, EngineOptions, Parts, Plan, PlanError, Text};
 use lapidary_formats::{Checkpoint, Source};
-use lapidary_model::{Adapters, Info};
+use lapidary_model::{Adapters, Info, Slice, Sliced};
 use lapidary_ops::{Cpu, Isa, KvType, Pool, Precision};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -14,13 +14,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Mutex, Semaphore};
 
-/// Where a model is from.
+/// Where a model is from, and what is made of it.
 #[derive(Debug, Clone)]
-pub enum Origin {
+pub struct Origin {
+    /// Its weights and words.
+    pub files: Files,
+    /// The vision tower of a GGUF model: an "mmproj" file of llama.cpp.
+    pub projector: Option<PathBuf>,
+    /// A smaller model inside it.
+    pub slice: Option<Slice>,
+}
+
+/// A model's files.
+#[derive(Debug, Clone)]
+pub enum Files {
     /// A Hugging Face directory or a file.
     Path(PathBuf),
     /// A GGUF file inside the program.
     BuiltIn(&'static [u8]),
+}
+
+/// What an origin holds.
+struct Opened {
+    checkpoint: Checkpoint,
+    projector: Option<Checkpoint>,
 }
 
 /// An adapter of a model: requests name it `MODEL+NAME`.
@@ -55,6 +72,9 @@ pub struct Machine {
     pub max_sequences: usize,
     /// Requests that may wait.
     pub max_queue: usize,
+    /// Whether models that can think do, where a request does not say; without it, what their
+    /// templates do.
+    pub think: Option<bool>,
     /// How long a model that nobody asks for stays in memory; without it, for ever.
     pub idle: Option<Duration>,
 }
@@ -90,6 +110,8 @@ pub struct Card {
     pub digest: String,
     /// Whether it has a chat template.
     pub chats: bool,
+    /// Whether it can think apart from its answer.
+    pub thinks: bool,
     /// Rows of a picture at most; 0: it reads text alone.
     pub picture_rows: usize,
     /// Bytes that it is to have for keys and values.
@@ -126,6 +148,8 @@ pub struct Model {
     pub adapter: Option<u32>,
     /// What is known of it.
     pub card: Card,
+    /// Whether it thinks where a request does not say.
+    pub think: Option<bool>,
     /// Names weights, precision, cache type and version: the same fingerprint, the same bytes.
     pub fingerprint: String,
     seeds: AtomicU64,
@@ -146,20 +170,70 @@ const LEAST_KV: u64 = 256 << 20;
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
-impl Origin {
+impl Files {
     fn open(&self, name: &str) -> Result<Checkpoint> {
         Ok(match self {
-            Origin::Path(path) => Checkpoint::open(path)?,
-            Origin::BuiltIn(bytes) => Checkpoint::from_static_gguf(name, bytes)?,
+            Files::Path(path) => Checkpoint::open(path)?,
+            Files::BuiltIn(bytes) => Checkpoint::from_static_gguf(name, bytes)?,
         })
+    }
+}
+
+impl Origin {
+    /// A model as its files have it.
+    pub fn new(files: Files) -> Self {
+        Self { files, projector: None, slice: None }
+    }
+
+    /// A Hugging Face directory or a file.
+    pub fn path(path: impl Into<PathBuf>) -> Self {
+        Self::new(Files::Path(path.into()))
+    }
+
+    fn open(&self, name: &str) -> Result<Opened> {
+        let projector = self.projector.as_deref().map(Checkpoint::open).transpose()?;
+        Ok(Opened { checkpoint: self.files.open(name)?, projector })
     }
 
     fn modified(&self) -> SystemTime {
-        let changed = match self {
-            Origin::Path(path) => std::fs::metadata(path).and_then(|m| m.modified()).ok(),
-            Origin::BuiltIn(_) => None,
+        let changed = match &self.files {
+            Files::Path(path) => std::fs::metadata(path).and_then(|m| m.modified()).ok(),
+            Files::BuiltIn(_) => None,
         };
         changed.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+}
+
+impl Opened {
+    /// The text model's figures, and parameters and bytes of all.
+    fn measure(&self, slice: Option<&Slice>) -> Result<Sliced> {
+        let checkpoint = &self.checkpoint;
+        let mut all = match slice {
+            Some(slice) => lapidary_model::describe_slice(checkpoint, slice)?,
+            None => Sliced {
+                info: lapidary_model::describe(checkpoint)?,
+                parameters: checkpoint.elements(),
+                bytes: checkpoint.tensor_bytes(),
+            },
+        };
+        if let Some(projector) = &self.projector {
+            all.parameters += projector.elements();
+            all.bytes += projector.tensor_bytes();
+        }
+        Ok(all)
+    }
+
+    /// All checkpoints.
+    fn all(&self) -> impl Iterator<Item = &Checkpoint> {
+        [&self.checkpoint].into_iter().chain(&self.projector)
+    }
+
+    /// Rows of a picture at most; 0: it reads text alone.
+    fn picture_rows(&self) -> Result<usize> {
+        Ok(match &self.projector {
+            Some(projector) => lapidary_model::projector_rows(&self.checkpoint, projector)?,
+            None => lapidary_model::picture_rows(&self.checkpoint)?.unwrap_or(0),
+        })
     }
 }
 
@@ -183,9 +257,10 @@ impl Card {
     /// # Errors
     /// If it is damaged or unsupported, or the context does not suit it.
     pub fn read(name: &str, origin: &Origin, machine: &Machine) -> Result<Self> {
-        let checkpoint = origin.open(name)?;
-        let info = lapidary_model::describe(&checkpoint)?;
-        let text = Text::open(&checkpoint)?;
+        let opened = origin.open(name)?;
+        let checkpoint = &opened.checkpoint;
+        let Sliced { info, parameters, bytes } = opened.measure(origin.slice.as_ref())?;
+        let text = Text::open(checkpoint)?;
         let context = machine.context.unwrap_or(info.context.min(DEFAULT_CONTEXT));
         if !(1..=info.context).contains(&context) {
             let most = info.context;
@@ -193,10 +268,10 @@ impl Card {
         }
         Ok(Self {
             family: info.family,
-            parameters: checkpoint.elements(),
-            file_bytes: checkpoint.file_bytes(),
-            weight_bytes: checkpoint.tensor_bytes(),
-            quantisation: quantisation(&checkpoint),
+            parameters,
+            file_bytes: opened.all().map(Checkpoint::file_bytes).sum(),
+            weight_bytes: bytes,
+            quantisation: quantisation(checkpoint),
             context,
             trained_context: info.context,
             width: info.width,
@@ -204,9 +279,10 @@ impl Card {
             vocab: info.vocab,
             license: checkpoint.license().map(str::to_owned),
             modified: origin.modified(),
-            digest: digest(&checkpoint),
+            digest: digest(&opened, origin.slice.as_ref()),
             chats: text.template.is_some() && !info.encoder,
-            picture_rows: lapidary_model::picture_rows(&checkpoint)?.unwrap_or(0),
+            thinks: text.thinks() && !info.encoder,
+            picture_rows: opened.picture_rows()?,
             kv_bytes: if info.encoder {
                 encoder_bytes(&info, context)
             } else {
@@ -241,6 +317,11 @@ impl Card {
     /// Whether pictures can be shown to it.
     pub fn sees(&self) -> bool {
         self.picture_rows > 0 && self.chats
+    }
+
+    /// Whether it thinks where a request does not say; without it, what its template does.
+    pub fn thinking(&self, machine: &Machine) -> Option<bool> {
+        machine.think.filter(|_| self.thinks)
     }
 
     /// Whether it continues texts; otherwise it makes vectors.
@@ -280,15 +361,20 @@ fn quantisation(checkpoint: &Checkpoint) -> String {
 /// take longer than loading it.
 const DIGESTED: usize = 4096;
 
-fn digest(checkpoint: &Checkpoint) -> String {
+fn digest(opened: &Opened, slice: Option<&Slice>) -> String {
     let mut hash = Sha256::new();
-    let mut tensors: Vec<_> = checkpoint.tensors().collect();
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    for t in tensors {
-        let bytes: &[u8] = &t.bytes;
-        hash.update(format!("{} {} {:?}\n", t.name, t.dtype.name(), t.shape));
-        hash.update(&bytes[..bytes.len().min(DIGESTED)]);
-        hash.update(&bytes[bytes.len().saturating_sub(DIGESTED)..]);
+    for checkpoint in opened.all() {
+        let mut tensors: Vec<_> = checkpoint.tensors().collect();
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        for t in tensors {
+            let bytes: &[u8] = &t.bytes;
+            hash.update(format!("{} {} {:?}\n", t.name, t.dtype.name(), t.shape));
+            hash.update(&bytes[..bytes.len().min(DIGESTED)]);
+            hash.update(&bytes[bytes.len().saturating_sub(DIGESTED)..]);
+        }
+    }
+    if let Some(slice) = slice {
+        hash.update(format!("{slice:?}"));
     }
     hex(&hash.finalize())
 }
@@ -337,14 +423,18 @@ impl Model {
         machine: &Machine,
         adapters: &[AdapterOrigin],
     ) -> Result<Vec<Arc<Self>>> {
-        let checkpoint = origin.open(name)?;
-        let text = Arc::new(Text::open(&checkpoint)?);
+        let opened = origin.open(name)?;
+        let checkpoint = &opened.checkpoint;
+        let text = Arc::new(Text::open(checkpoint)?);
         let pool = Arc::new(Pool::new(machine.threads));
         let mut cpu = Cpu::new(machine.isa, pool.clone(), machine.precision);
         let warn = |note: &str| tracing::warn!(model = name, "{note}");
         let aside = Arc::new(Semaphore::new(ASIDE));
         let sight = match card.sees() {
-            true => Sight::open(&checkpoint, Cpu::new(machine.isa, pool, machine.precision))?,
+            true => {
+                let cpu = Cpu::new(machine.isa, pool, machine.precision);
+                Sight::open(checkpoint, opened.projector.as_ref(), cpu)?
+            }
             false => None,
         };
         let sight = sight.map(Arc::new);
@@ -352,18 +442,32 @@ impl Model {
             let seeds = AtomicU64::new(crate::clock::nanoseconds());
             let (text, aside, sight) = (text.clone(), aside.clone(), sight.clone());
             let fingerprint = fingerprint(card, machine);
-            let card = card.clone();
-            Arc::new(Self { name, text, work, sight, adapter, card, fingerprint, seeds, aside })
+            let (card, think) = (card.clone(), card.thinking(machine));
+            Arc::new(Self {
+                name,
+                text,
+                work,
+                sight,
+                adapter,
+                card,
+                think,
+                fingerprint,
+                seeds,
+                aside,
+            })
         };
         if card.info.encoder {
-            let embedder = Embedder::open(&checkpoint, &mut cpu)?;
+            let embedder = Embedder::open(checkpoint, &mut cpu)?;
             embedder.notes().for_each(warn);
             let work = Vectors { embedder, cpu: Arc::new(Mutex::new(cpu)) };
             return Ok(vec![model(name.to_owned(), Work::Vectors(Arc::new(work)), card, None)]);
         }
         let read: Vec<Adapters> =
             adapters.iter().map(AdapterOrigin::read).collect::<Result<_>>()?;
-        let loaded = lapidary_model::load_adapted(&checkpoint, &mut cpu, &read)?;
+        let loaded = match &origin.slice {
+            Some(slice) => lapidary_model::load_slice(checkpoint, &mut cpu, slice)?,
+            None => lapidary_model::load_adapted(checkpoint, &mut cpu, &read)?,
+        };
         loaded.notes.iter().chain(&text.notes).for_each(|n| warn(n));
         let parts = Parts {
             model: loaded.model,
@@ -442,15 +546,19 @@ impl fmt::Debug for Model {
 /// Threads and instruction set are no part of it: they don't change a bit.
 fn fingerprint(card: &Card, machine: &Machine) -> String {
     let version = env!("CARGO_PKG_VERSION");
-    let what = format!("{} {:?} {:?} cpu {version}", card.digest, machine.precision, machine.kv);
+    let mut what =
+        format!("{} {:?} {:?} cpu {version}", card.digest, machine.precision, machine.kv);
+    if let Some(think) = card.thinking(machine) {
+        what += &format!(" think {think}");
+    }
     format!("fp_{}", &hex(&Sha256::digest(what))[..16])
 }
 
 /// Whether a checkpoint is GGUF or a Hugging Face directory.
 pub fn format_name(origin: &Origin) -> &'static str {
-    match origin {
-        Origin::BuiltIn(_) => "gguf",
-        Origin::Path(path) => {
+    match &origin.files {
+        Files::BuiltIn(_) => "gguf",
+        Files::Path(path) => {
             match Checkpoint::open(path).map(|c| matches!(c.source(), Source::Gguf(_))) {
                 Ok(true) => "gguf",
                 _ => "safetensors",

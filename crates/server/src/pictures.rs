@@ -228,12 +228,21 @@ impl Seen {
 }
 
 impl Sight {
-    /// The part of `checkpoint` that sees, on a device of its own; `None` if it has none.
+    /// The part of `checkpoint` that sees, or `projector`, an "mmproj" file, on a device of its own;
+    /// `None` if there is none.
     ///
     /// # Errors
-    /// If it is damaged.
-    pub fn open(checkpoint: &Checkpoint, mut cpu: Cpu) -> lapidary_formats::Result<Option<Self>> {
-        Ok(Gallery::open(checkpoint, &mut cpu)?.map(|gallery| Self {
+    /// If it is damaged, or the two do not belong together.
+    pub fn open(
+        checkpoint: &Checkpoint,
+        projector: Option<&Checkpoint>,
+        mut cpu: Cpu,
+    ) -> lapidary_formats::Result<Option<Self>> {
+        let gallery = match projector {
+            Some(projector) => Some(Gallery::with_projector(checkpoint, projector, &mut cpu)?),
+            None => Gallery::open(checkpoint, &mut cpu)?,
+        };
+        Ok(gallery.map(|gallery| Self {
             gallery,
             cpu: Mutex::new(cpu),
             turn: Arc::new(Semaphore::new(1)),

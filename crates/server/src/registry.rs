@@ -3,7 +3,7 @@
 
 use crate::failure::{Failure, Kind};
 use crate::model::{AdapterOrigin, Card, Machine, Model, Origin};
-use lapidary_engine::Stats;
+use lapidary_engine::{PlanError, Stats};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -101,6 +101,9 @@ impl Registry {
             if !own.is_empty() && !card.generates() {
                 return Err(format!("{name} makes embeddings: it takes no adapters").into());
             }
+            if !own.is_empty() && origin.slice.is_some() {
+                return Err(format!("{name} is a part of its files: it takes no adapters").into());
+            }
             let mut cards = Vec::new();
             for adapter in &own {
                 let read = adapter.read()?;
@@ -111,8 +114,13 @@ impl Registry {
             // Less room for keys and values will do, as long as one sequence fits.
             card.kv_bytes = card.kv_bytes.min(left);
             let (weights, memory) = (card.weight_bytes >> 20, memory >> 20);
-            card.check(&machine).map_err(|e| {
-                format!("{name} has {weights} MiB of weights, and --memory is {memory} MiB: {e}")
+            card.check(&machine).map_err(|e| match e {
+                PlanError::Memory { .. } => {
+                    format!(
+                        "{name} has {weights} MiB of weights, and --memory is {memory} MiB: {e}"
+                    )
+                }
+                _ => format!("{name}: {e}"),
             })?;
             let (state, adapters) = (Arc::new(State::default()), Arc::new(own));
             cards.insert(0, (name, card));
@@ -127,6 +135,11 @@ impl Registry {
         }
         if let Some(a) = adapters.iter().find(|a| !entries.contains_key(&a.model)) {
             return Err(format!("adapter {}: there is no model {:?}", a.name, a.model).into());
+        }
+        if machine.think.is_some() && !entries.values().any(|e: &Arc<Entry>| e.card.thinks) {
+            return Err("--think, --no-think: no model here can think apart from its answer \
+                        (their templates do not know it)"
+                .into());
         }
         Ok(Self { entries, machine, memory, started: Instant::now(), loading: Arc::default() })
     }
@@ -278,8 +291,14 @@ impl Registry {
         let mib = |n: u64| n.div_ceil(1 << 20);
         let mut lines: Vec<String> = (self.bases())
             .map(|e| {
+                let sees = if e.card.sees() { ", sees pictures" } else { "" };
+                let thinks = match e.card.thinking(&self.machine) {
+                    Some(true) => ", thinks",
+                    Some(false) => ", does not think",
+                    None => "",
+                };
                 format!(
-                    "{}: {} {} {}, context {}, {} MiB of weights, {} MiB of keys and values",
+                    "{}: {} {} {}, context {}, {} MiB of weights, {} MiB of keys and values{sees}{thinks}",
                     e.name,
                     e.card.family,
                     e.card.size(),

@@ -4,14 +4,19 @@ mod common;
 
 use axum::Router;
 use common::{ask, get, good, machine, model_file, no_keys, policy};
-use lapidary_model::{AdapterFactors, Adapters};
-use lapidary_ops::Precision;
+use lapidary_engine::{
+    Answer, Event, Limits, Sampler, Sampling, Session, StopStrings, Stops, Text, generate,
+};
+use lapidary_model::{AdapterFactors, Adapters, Slice};
+use lapidary_ops::{Cpu, Isa, Pool, Precision};
 use lapidary_server::app::{App, Shared, router};
 use lapidary_server::model::{AdapterOrigin, Machine, Origin};
 use lapidary_server::registry::Registry;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// An adapter made of the name of its folder.
@@ -33,7 +38,7 @@ fn adapter(name: &str) -> AdapterOrigin {
 }
 
 fn app(models: &[&str], adapters: &[&str], machine: Machine, memory: u64) -> Shared {
-    let models = models.iter().map(|m| ((*m).to_owned(), Origin::Path(model_file()))).collect();
+    let models = models.iter().map(|m| ((*m).to_owned(), Origin::path(model_file()))).collect();
     let adapters = adapters.iter().map(|a| adapter(a)).collect();
     let registry = Registry::new(models, adapters, machine, memory);
     App::new(registry.unwrap_or_else(|e| panic!("{e}")), no_keys(), policy())
@@ -82,7 +87,7 @@ async fn requests_of_one_batch_name_adapters_of_their_own() {
 
 #[tokio::test]
 async fn an_adapter_without_its_model_does_not_start() {
-    let models = || vec![("b".to_owned(), Origin::Path(model_file()))];
+    let models = || vec![("b".to_owned(), Origin::path(model_file()))];
     let error = Registry::new(models(), vec![adapter("poet")], machine(), 1 << 30).err();
     assert!(error.is_some_and(|e| e.to_string().contains("there is no model \"a\"")));
 }
@@ -148,6 +153,77 @@ fn fixture(name: &str) -> Option<PathBuf> {
     found
 }
 
+#[tokio::test]
+async fn a_slice_is_served_with_its_own_figures_and_answers() {
+    let Some(dir) = fixture("gemma3n_text") else { return };
+    let slice = Slice { skip: vec![5], ffn: vec![32] };
+    let whole = Origin::path(&dir);
+    let small = Origin { slice: Some(slice.clone()), ..whole.clone() };
+    let machine = || Machine { precision: Precision::Exact, context: None, ..machine() };
+    let models = vec![("whole".to_owned(), whole), ("small".to_owned(), small.clone())];
+    let registry = Registry::new(models, vec![], machine(), 1 << 30);
+    let shared = App::new(registry.unwrap_or_else(|e| panic!("{e}")), no_keys(), policy());
+    let card = |name: &str| shared.registry.entry(name).unwrap().card.clone();
+    let told = lapidary_formats::Checkpoint::open(&dir)
+        .and_then(|c| lapidary_model::describe_slice(&c, &slice))
+        .unwrap_or_else(|e| panic!("{e}"));
+    let (all, part) = (card("whole"), card("small"));
+    assert_eq!((all.layers, part.layers), (7, 6));
+    assert_eq!((part.weight_bytes, part.parameters), (told.bytes, told.parameters));
+    assert!(part.weight_bytes < all.weight_bytes && part.digest != all.digest);
+    // What the plain loop makes of the slice.
+    let checkpoint = lapidary_formats::Checkpoint::open(&dir).unwrap();
+    let mut cpu = Cpu::new(Isa::detect(), Arc::new(Pool::new(1)), Precision::Exact);
+    let loaded = lapidary_model::load_slice(&checkpoint, &mut cpu, &slice).unwrap();
+    let ids: Vec<u32> = (0..20).map(|i| 60 + i * 11 % 400).collect();
+    let limits = Limits { context: 64, chunk: 64, kv: machine().kv };
+    let mut session = Session::new(&loaded.model.info().kv, limits);
+    let mut sampler = Sampler::new(Sampling::default()).unwrap();
+    let stops = Stops { max_tokens: 12, ..Stops::default() };
+    let mut want = Vec::new();
+    let mut heard = |event| {
+        if let Event::Token(id) = event {
+            want.push(id);
+        }
+        ControlFlow::Continue(())
+    };
+    generate(&*loaded.model, &mut cpu, &mut session, &ids, &mut sampler, &stops, &mut heard)
+        .unwrap_or_else(|e| panic!("{e}"));
+    let server = router(shared);
+    let body =
+        |model: &str| json!({"model": model, "prompt": ids, "max_tokens": 12, "temperature": 0});
+    let said = |answer: Value| answer["choices"][0]["text"].as_str().unwrap().to_owned();
+    let small_said = said(good(&server, "/v1/completions", body("small")).await);
+    let text = Text::open(&checkpoint).unwrap();
+    let mut answer = Answer::new(&text.tokenizer, StopStrings::new([]));
+    want.iter().for_each(|id| drop(answer.push(*id)));
+    answer.finish();
+    assert_eq!(small_said, answer.text());
+    assert_ne!(said(good(&server, "/v1/completions", body("whole")).await), small_said);
+    // Refused: a family without slices, and adapters of a part.
+    let refused = |origin: Origin, adapters: Vec<AdapterOrigin>, words: &str| {
+        let models = vec![("a".to_owned(), origin)];
+        let error = Registry::new(models, adapters, machine(), 1 << 30).err().unwrap().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    let llama = fixture("llama_gqa").unwrap();
+    refused(Origin { slice: Some(slice), ..Origin::path(llama) }, vec![], "only Gemma 3n");
+    refused(small, vec![adapter("poet")], "takes no adapters");
+}
+
+#[tokio::test]
+async fn prompts_that_see_themselves_are_refused_at_the_start() {
+    let Some(dir) = fixture("paligemma") else { return };
+    let machine = Machine { context: None, ..machine() };
+    let models = vec![("p".to_owned(), Origin::path(dir))];
+    let error = Registry::new(models, vec![], machine, 1 << 30).err().unwrap().to_string();
+    assert_eq!(
+        error,
+        "p: this model's prompts see themselves, which requests in batches don't do yet: \
+         lapidary run takes it"
+    );
+}
+
 /// The reference's vectors of the texts, by their names.
 fn vectors(dir: &Path) -> BTreeMap<String, Vec<f32>> {
     let file = lapidary_formats::safetensors::open(&dir.join("golden.safetensors")).unwrap();
@@ -170,7 +246,7 @@ fn embedding_model(name: &str) -> Option<(Router, BTreeMap<String, Vec<f32>>)> {
     let dir = fixture(name)?;
     let want = vectors(&dir);
     let machine = Machine { precision: Precision::Exact, context: None, ..machine() };
-    let models = vec![("e".to_owned(), Origin::Path(dir))];
+    let models = vec![("e".to_owned(), Origin::path(dir))];
     let registry = Registry::new(models, vec![], machine, 1 << 30);
     let registry = registry.unwrap_or_else(|e| panic!("{e}"));
     Some((router(App::new(registry, no_keys(), policy())), want))

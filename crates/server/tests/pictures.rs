@@ -1,6 +1,8 @@
 //! Pictures in every dialect: the answers are those of `lapidary run --image`.
 
 mod common;
+#[path = "../../engine/tests/shared/projector.rs"]
+mod projector;
 
 use axum::http::Request;
 use base64::Engine as _;
@@ -41,7 +43,11 @@ fn machine() -> Machine {
 }
 
 fn app(dir: &Path) -> Shared {
-    let models = vec![("eyes".to_owned(), Origin::Path(dir.to_owned()))];
+    served(Origin::path(dir))
+}
+
+fn served(origin: Origin) -> Shared {
+    let models = vec![("eyes".to_owned(), origin)];
     let registry = Registry::new(models, vec![], machine(), 1 << 30);
     App::new(registry.unwrap_or_else(|e| panic!("{e}")), no_keys(), policy())
 }
@@ -52,12 +58,22 @@ fn file(dir: &Path) -> Vec<u8> {
 
 /// What the plain loop, which `lapidary run` uses, answers to a turn of parts.
 fn alone(dir: &Path, picture: &str, parts: Value) -> String {
-    let checkpoint = Checkpoint::open(dir).unwrap_or_else(|e| panic!("{e}"));
+    alone_with(dir, None, picture, parts)
+}
+
+/// The same, of a GGUF model that sees with a projector.
+fn alone_with(model: &Path, projector: Option<&Path>, picture: &str, parts: Value) -> String {
+    let checkpoint = Checkpoint::open(model).unwrap_or_else(|e| panic!("{e}"));
     let m = machine();
     let mut cpu = Cpu::new(m.isa, Arc::new(Pool::new(2)), m.precision);
     let model = lapidary_model::load(&checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}")).model;
     let text = Text::open(&checkpoint).unwrap_or_else(|e| panic!("{e}"));
-    let gallery = Gallery::open(&checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}")).unwrap();
+    let gallery = match projector {
+        Some(path) => Checkpoint::open(path)
+            .and_then(|p| Gallery::with_projector(&checkpoint, &p, &mut cpu).map(Some)),
+        None => Gallery::open(&checkpoint, &mut cpu),
+    };
+    let gallery = gallery.unwrap_or_else(|e| panic!("{e}")).unwrap();
     let seen = [gallery.encode(&mut cpu, &read_picture(picture).unwrap_or_else(|e| panic!("{e}")))];
     let message = Message { content: parts, ..Message::new("user", "") };
     let rendered = text.render(&[message], true, 0).unwrap_or_else(|e| panic!("{e}"));
@@ -165,6 +181,55 @@ async fn every_dialect_answers_as_the_plain_loop_does() {
             assert_eq!(text, want, "{name} {path}: {got}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gguf_models_see_with_their_projectors_in_every_dialect() {
+    let Some(models) = fixture("") else { return };
+    let folder = common::Folder::new("server-mmproj");
+    for (name, kind, text) in
+        [("gemma3", "gemma3", "gemma3_text"), ("gemma4_e2b", "gemma4v", "gemma4_e2b")]
+    {
+        let dir = models.join(name);
+        let path = dir.join("image.png").display().to_string();
+        let projector = folder.0.join(format!("mmproj-{name}.gguf"));
+        projector::write_projector(&Checkpoint::open(&dir).unwrap(), kind, &projector);
+        let gguf = models.join(format!("../gguf/{text}-q8_0.gguf"));
+        let want = alone_with(&gguf, Some(&projector), &path, shown_first());
+        assert!(want.len() > 10, "{want:?}");
+        let origin = Origin { projector: Some(projector.clone()), ..Origin::path(&gguf) };
+        let shared = served(origin);
+        let server = router(shared.clone());
+        for (path, body, at) in dialects(&file(&dir)) {
+            let got = good(&server, path, body).await;
+            let said = got.pointer(at).and_then(Value::as_str).unwrap_or_default();
+            assert_eq!(said, want, "{name} {path}: {got}");
+        }
+        let list = get(&server, "/v1/models").await.json();
+        assert_eq!(list["data"][0]["vision"], true);
+        // The plan knows of the tower, and so does what names the weights.
+        let card = |shared: &Shared| shared.registry.bases().next().unwrap().card.clone();
+        let (with, without) = (card(&shared), card(&served(Origin::path(&gguf))));
+        let tower = Checkpoint::open(&projector).unwrap();
+        assert_eq!(with.weight_bytes, without.weight_bytes + tower.tensor_bytes());
+        assert_eq!(with.parameters, without.parameters + tower.elements());
+        assert!(with.digest != without.digest && with.sees() && !without.sees());
+        assert!(with.memory() > without.memory() + tower.tensor_bytes());
+        let most = if name == "gemma3" { 9 } else { 280 };
+        assert_eq!((with.picture_rows, without.picture_rows), (most, 0));
+    }
+    // What does not belong together does not start.
+    let refused = |model: PathBuf, projector: &str, words: &str| {
+        let projector = Some(folder.0.join(projector));
+        let models = vec![("m".to_owned(), Origin { projector, ..Origin::path(model) })];
+        let error = Registry::new(models, vec![], machine(), 1 << 30).err().unwrap().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    let gguf = |name: &str| models.join(format!("../gguf/{name}-q8_0.gguf"));
+    refused(gguf("gemma4_e2b"), "mmproj-gemma3.gguf", "is for gemma3");
+    refused(gguf("gemma4_26b_a4b"), "mmproj-gemma4_e2b.gguf", "mm.input_projection.weight");
+    refused(models.join("gemma3"), "mmproj-gemma3.gguf", "has its own vision tower");
+    refused(gguf("gemma4_e2b"), "mmproj-none.gguf", "mmproj-none.gguf");
 }
 
 /// Another picture of the same size: the colours of the first one turned around.

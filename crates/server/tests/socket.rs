@@ -38,7 +38,7 @@ async fn serve(connections: usize) -> Served {
 async fn serve_with(connections: usize, change: impl FnOnce(&mut Settings)) -> Served {
     let mut settings = Settings {
         listen: ([127, 0, 0, 1], 0).into(),
-        models: vec![(MODEL.to_owned(), Origin::Path(model_file()))],
+        models: vec![(MODEL.to_owned(), Origin::path(model_file()))],
         adapters: Vec::new(),
         machine: machine(),
         memory: 1 << 30,

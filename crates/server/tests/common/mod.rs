@@ -29,7 +29,25 @@ pub fn machine() -> Machine {
         chunk: 64,
         max_sequences: 32,
         max_queue: 256,
+        think: None,
         idle: None,
+    }
+}
+
+/// A folder that is gone at the end.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("lapidary-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -38,7 +56,7 @@ pub fn policy() -> Policy {
 }
 
 pub fn app(policy: Policy, keys: Keys) -> Shared {
-    let models = vec![(MODEL.to_owned(), Origin::Path(model_file()))];
+    let models = vec![(MODEL.to_owned(), Origin::path(model_file()))];
     let registry =
         Registry::new(models, Vec::new(), machine(), 1 << 30).unwrap_or_else(|e| panic!("{e}"));
     App::new(registry, keys, policy)
