@@ -17,6 +17,8 @@ export interface Model {
   context?: number
   /** Whether pictures can be shown to it. */
   vision?: boolean
+  /** Whether it can think apart from its answer. */
+  thinking?: boolean
   /** The model that an adapter belongs to, where the server says so. */
   parent?: string
 }
@@ -24,6 +26,8 @@ export interface Model {
 /** What a stream brings, piece by piece. */
 export interface Piece {
   text?: string
+  /** Of what the model thinks before it says something. */
+  thought?: string
   tokens?: Token[]
   finish?: string
   usage?: { prompt: number; completion: number; cached?: number }
@@ -36,6 +40,8 @@ export type Part = { type: 'text'; text: string } | { type: 'image_url'; image_u
 export interface Turn {
   role: string
   content: string | Part[]
+  /** What the model thought before. */
+  reasoning_content?: string
 }
 
 export interface ChatRequest {
@@ -104,6 +110,7 @@ export async function listModels(key: string, signal?: AbortSignal): Promise<Mod
     const context = positive(entry.context_length) ?? positive(entry.max_model_len)
     if (context) model.context = context
     if (entry.vision === true) model.vision = true
+    if (entry.thinking === true) model.thinking = true
     if (typeof entry.parent === 'string') model.parent = entry.parent
     return [model]
   })
@@ -166,6 +173,7 @@ export function pieceOf(data: string): Piece {
   const piece: Piece = {}
   const choice = chunk?.choices?.[0]
   if (typeof choice?.delta?.content === 'string') piece.text = choice.delta.content
+  if (typeof choice?.delta?.reasoning_content === 'string') piece.thought = choice.delta.reasoning_content
   if (typeof choice?.finish_reason === 'string') piece.finish = choice.finish_reason
   if (Array.isArray(choice?.logprobs?.content)) piece.tokens = choice.logprobs.content.map(tokenOf)
   const usage = chunk?.usage

@@ -90,7 +90,7 @@ interface Range {
   whole?: boolean
 }
 
-type NumberKey = Exclude<keyof Sampling, 'stop'>
+type NumberKey = Exclude<keyof Sampling, 'stop' | 'reasoning_effort'>
 
 const FIELDS: [NumberKey, Range][] = [
   ['temperature', { min: 0, max: 2, step: 0.1 }],
@@ -112,6 +112,7 @@ export function Options() {
         <button type="button" class="icon" onClick={close} aria-label={t('close')}><Icon name="close" /></button>
       </div>
       <SystemField />
+      {store.thinks.value && <ThinkField />}
       <fieldset class="sampling">
         <legend>{t('sampling')}</legend>
         <p class="help">{t('samplingHelp')}</p>
@@ -141,6 +142,23 @@ function SystemField() {
       <textarea rows={4} value={store.current.value.system} aria-describedby="system-help"
         onInput={(e) => store.setSystem(e.currentTarget.value)} />
       <small id="system-help">{t('systemHelp')}</small>
+    </label>
+  )
+}
+
+/** Whether the model thinks before it answers; or as the server has it. */
+function ThinkField() {
+  const { reasoning_effort: now, ...rest } = store.current.value.sampling
+  const set = (value: string) =>
+    store.setSampling(value === 'none' || value === 'medium' ? { ...rest, reasoning_effort: value } : rest)
+  return (
+    <label>
+      {t('think')}
+      <select value={now ?? ''} onChange={(e) => set(e.currentTarget.value)}>
+        <option value="">{t('thinkDefault')}</option>
+        <option value="medium">{t('thinkOn')}</option>
+        <option value="none">{t('thinkOff')}</option>
+      </select>
     </label>
   )
 }

@@ -53,12 +53,23 @@ function Body({ message: m, live, busy, dissected }: Props) {
   const failure = failureOf(m, live)
   return (
     <>
-      {live && m.text === '' && <p class="waiting">{t('thinking')}</p>}
+      {m.thought && <Thought text={m.thought} open={live && m.text === ''} />}
+      {live && m.text === '' && !m.thought && <p class="waiting">{t('thinking')}</p>}
       {dissected && m.tokens ? <TokenView message={m} tokens={m.tokens} busy={busy} /> : m.text !== '' && <Markdown text={m.text} />}
       {dissected && !m.tokens && !live && <p class="aside">{t('tokensNone')}</p>}
       {failure && <FailureText failure={failure} retry={() => store.regenerate(m)} />}
       {!failure && !live && <Ending message={m} busy={busy} />}
     </>
+  )
+}
+
+/** What the model thought: open while nothing else is there to be read. */
+function Thought({ text, open }: { text: string; open: boolean }) {
+  return (
+    <details class="thought" open={open}>
+      <summary>{open ? t('thoughtNow') : t('thought')}</summary>
+      <p>{text}</p>
+    </details>
   )
 }
 

@@ -1,6 +1,6 @@
 // The page's state, as signals, and everything that changes it.
 import { computed, effect, signal, type Signal } from '@preact/signals'
-import { chat, listModels, RequestFailed, type ChatRequest, type Model, type Piece } from './api.ts'
+import { chat, listModels, RequestFailed, type ChatRequest, type Model, type Piece, type Turn } from './api.ts'
 import * as db from './db.ts'
 import { language, preferred, type Language } from './i18n.ts'
 import { add, change, fork, newId, path, titleOf, turn } from './tree.ts'
@@ -258,6 +258,9 @@ export function send(text: string, pictures: Picture[] = []) {
 /** Whether pictures can be shown to the model of this conversation. */
 export const sees = computed(() => models.value.find((m) => m.id === current.value.model)?.vision === true)
 
+/** Whether the model of this conversation can think apart from its answer. */
+export const thinks = computed(() => models.value.find((m) => m.id === current.value.model)?.thinking === true)
+
 /** An edited message becomes a sibling; a person's own is answered anew. */
 export function edit(m: Message, text: string) {
   if (running.peek()) return
@@ -277,6 +280,7 @@ export function regenerate(m: Message) {
 
 function respond(id: string, parent: string, begun: Begun = NOTHING) {
   const message: Message = { id: newId(), parent, role: 'assistant', text: begun.text, at: Date.now() }
+  if (begun.thought) message.thought = begun.thought
   update(id, (c) => add(c, message))
   void answer(id, message.id, begun)
 }
@@ -285,7 +289,7 @@ function respond(id: string, parent: string, begun: Begun = NOTHING) {
 export function goOn(m: Message) {
   if (running.peek() || m.role !== 'assistant' || m.text === '') return
   const before = (m.figures?.completion ?? 0) + (m.figures?.before ?? 0)
-  void answer(current.peek().id, m.id, { text: m.text, tokens: m.tokens, before })
+  void answer(current.peek().id, m.id, { text: m.text, thought: m.thought ?? '', tokens: m.tokens, before })
 }
 
 /** Another answer, that is the same up to a token, and there takes one of the alternatives. */
@@ -293,17 +297,18 @@ export function takeAlternative(m: Message, at: number, [text, logprob]: Candida
   const token = m.tokens?.[at]
   if (running.peek() || !token || m.parent === null) return
   const tokens = [...m.tokens!.slice(0, at), { ...token, text, logprob }]
-  respond(current.peek().id, m.parent, { text: tokens.map((t) => t.text).join(''), tokens, before: tokens.length })
+  respond(current.peek().id, m.parent, { text: tokens.map((t) => t.text).join(''), thought: m.thought ?? '', tokens, before: tokens.length })
 }
 
 /** What stands there of an answer when the model is to go on with it. */
 interface Begun {
   text: string
+  thought: string
   tokens: Token[] | undefined
   before: number
 }
 
-const NOTHING: Begun = { text: '', tokens: [], before: 0 }
+const NOTHING: Begun = { text: '', thought: '', tokens: [], before: 0 }
 
 export function stop(id = currentId.peek()) {
   runs.peek()[id]?.abort.abort()
@@ -327,10 +332,13 @@ async function answer(id: string, messageId: string, begun: Begun = NOTHING) {
   const c = held.get(id)!.peek()
   lastModel.value = c.model
   const turns = turnsFor(c, messageId)
+  const last: Turn = { role: 'assistant', content: begun.text }
+  if (begun.thought) last.reasoning_content = begun.thought
+  const { reasoning_effort: _effort, ...others } = c.sampling
   const request: ChatRequest = {
     model: c.model,
-    messages: begun.text === '' ? turns : [...turns, { role: 'assistant', content: begun.text }],
-    sampling: c.sampling,
+    messages: begun.text === '' ? turns : [...turns, last],
+    sampling: thinks.peek() ? c.sampling : others,
     alternatives: alternatives.peek(),
   }
   const intake = new Intake(begun)
@@ -360,6 +368,7 @@ async function answer(id: string, messageId: string, begun: Begun = NOTHING) {
 class Intake {
   finish: string | undefined
   private text: string
+  private thought: string
   /** Undefined when the beginning has none: half of the tokens would be no view of the answer. */
   private tokens: Token[] | undefined
   private readonly before: number
@@ -372,17 +381,19 @@ class Intake {
 
   constructor(begun: Begun) {
     this.text = begun.text
+    this.thought = begun.thought
     this.tokens = begun.tokens && [...begun.tokens]
     this.before = begun.before
   }
 
   take(piece: Piece) {
-    if (piece.text || piece.tokens?.length) {
+    if (piece.text || piece.thought || piece.tokens?.length) {
       this.last = performance.now()
       this.first ??= this.last
       this.pieces += 1
     }
     this.text += piece.text ?? ''
+    this.thought += piece.thought ?? ''
     this.count += piece.tokens?.length ?? 0
     if (piece.tokens) this.tokens?.push(...piece.tokens)
     this.usage = piece.usage ?? this.usage
@@ -398,7 +409,8 @@ class Intake {
     if (this.usage) figures.prompt = this.usage.prompt
     if (this.usage?.cached) figures.cached = this.usage.cached
     if (this.before > 0) figures.before = this.before
-    return { text: this.text, figures, tokens: this.tokens?.length ? this.tokens.slice() : undefined }
+    const thought = this.thought || undefined
+    return { text: this.text, thought, figures, tokens: this.tokens?.length ? this.tokens.slice() : undefined }
   }
 }
 

@@ -72,6 +72,7 @@ function message(v: unknown, at: string, known: Set<string>): Message {
     at: number(v.at, `${at}.at`),
   }
   if (typeof v.model === 'string') m.model = v.model
+  if (typeof v.thought === 'string') m.thought = v.thought
   if (Array.isArray(v.pictures)) m.pictures = v.pictures.map((p, i) => picture(p, `${at}.pictures[${i}]`))
   if (typeof v.finish === 'string') m.finish = v.finish
   if (v.edited === true) m.edited = true
@@ -121,7 +122,8 @@ function sampling(v: unknown, at: string): Sampling {
   if (!isObject(v)) throw new BadFile(`${at}: expected an object`)
   const out: Sampling = {}
   for (const [key, value] of Object.entries(v)) {
-    if (key === 'stop' && Array.isArray(value)) out.stop = value.map((s) => string(s, `${at}.stop`))
+    if (key === 'reasoning_effort' && (value === 'none' || value === 'medium')) out.reasoning_effort = value
+    else if (key === 'stop' && Array.isArray(value)) out.stop = value.map((s) => string(s, `${at}.stop`))
     else if ((NUMBERS as readonly string[]).includes(key)) out[key as (typeof NUMBERS)[number]] = number(value, `${at}.${key}`)
     else throw new BadFile(`${at}.${key}: not a setting of this page`)
   }

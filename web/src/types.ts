@@ -11,6 +11,8 @@ export interface Sampling {
   stop?: string[]
   frequency_penalty?: number
   presence_penalty?: number
+  /** Whether the model thinks before it answers; only sent to one that can. */
+  reasoning_effort?: 'none' | 'medium'
 }
 
 /** One candidate at a position: its text and the natural logarithm of its probability. */
@@ -59,6 +61,8 @@ export interface Message {
   parent: string | null
   role: 'user' | 'assistant'
   text: string
+  /** What the model thought before it said it. */
+  thought?: string
   /** Shown before the text. */
   pictures?: Picture[]
   /** When it was made, in milliseconds since 1970. */

@@ -27,8 +27,8 @@ test('only settings that are set are sent', () => {
 })
 
 test('a stream is read to its end', async () => {
-  answering(() => stream('data: {"choices":[{"delta":{"content":"A"}}]}\n\n: waiting\n\ndata: {"choices":[{"delta":{},"finish_reason":"length"}]}\n\ndata: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":2}}}\n\ndata: [DONE]\n\n'))
-  expect(await all()).toEqual([{ text: 'A' }, { finish: 'length' }, { usage: { prompt: 3, completion: 1, cached: 2 } }])
+  answering(() => stream('data: {"choices":[{"delta":{"reasoning_content":"W"}}]}\n\ndata: {"choices":[{"delta":{"content":"A"}}]}\n\n: waiting\n\ndata: {"choices":[{"delta":{},"finish_reason":"length"}]}\n\ndata: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":2}}}\n\ndata: [DONE]\n\n'))
+  expect(await all()).toEqual([{ thought: 'W' }, { text: 'A' }, { finish: 'length' }, { usage: { prompt: 3, completion: 1, cached: 2 } }])
 })
 
 test('a stream that ends early is broken', async () => {
@@ -62,9 +62,9 @@ test('each refusal has its meaning', async () => {
 })
 
 test('the list of models', async () => {
-  const fetch = vi.fn(async () => Response.json({ data: [{ id: 'a', context_length: 512, vision: true }, { id: 'b', parent: 'a' }, { no: 1 }] }))
+  const fetch = vi.fn(async () => Response.json({ data: [{ id: 'a', context_length: 512, vision: true, thinking: true }, { id: 'b', parent: 'a' }, { no: 1 }] }))
   vi.stubGlobal('fetch', fetch)
-  expect(await listModels('k')).toEqual([{ id: 'a', context: 512, vision: true }, { id: 'b', parent: 'a' }])
+  expect(await listModels('k')).toEqual([{ id: 'a', context: 512, vision: true, thinking: true }, { id: 'b', parent: 'a' }])
   expect(fetch.mock.calls[0]).toMatchObject(['v1/models', { headers: { Authorization: 'Bearer k' } }])
 })
 

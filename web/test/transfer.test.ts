@@ -3,10 +3,10 @@ import { BadFile, exportText, importText } from '../src/transfer.ts'
 import type { Conversation } from '../src/types.ts'
 
 const conversation: Conversation = {
-  id: 'c', title: 'T', created: 1, updated: 2, system: 's', model: 'm', sampling: { temperature: 0.5, stop: ['\n'] },
+  id: 'c', title: 'T', created: 1, updated: 2, system: 's', model: 'm', sampling: { temperature: 0.5, stop: ['\n'], reasoning_effort: 'medium' },
   messages: [
     { id: 'q', parent: null, role: 'user', text: 'hi', at: 1 },
-    { id: 'a', parent: 'q', role: 'assistant', text: 'ho', at: 2, model: 'm', finish: 'stop',
+    { id: 'a', parent: 'q', role: 'assistant', text: 'ho', thought: 'well', at: 2, model: 'm', finish: 'stop',
       tokens: [{ text: 'ho', logprob: -0.1, others: [['ho', -0.1], ['hi', -3]] }],
       figures: { prompt: 4, completion: 1, first: 20, span: 0 } },
   ],
@@ -41,6 +41,7 @@ test('every broken file is refused by its field', () => {
   expect(broken((f) => (f.conversations[0].messages[0].role = 'system'))).toThrow('messages[0].role')
   expect(broken((f) => (f.conversations[0].messages[1].tokens[0].others[1][1] = 'x'))).toThrow('tokens[0].others[1]')
   expect(broken((f) => (f.conversations[0].sampling.tools = []))).toThrow('sampling.tools')
+  expect(broken((f) => (f.conversations[0].sampling.reasoning_effort = 'much'))).toThrow('sampling.reasoning_effort')
   expect(broken((f) => (f.conversations[0].updated = null))).toThrow('conversations[0].updated')
 })
 
