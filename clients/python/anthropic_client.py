@@ -3,7 +3,9 @@
 import base64
 
 import anthropic
-from harness import ABSENT, EYES_URL, KEY, KEYED_URL, MODEL, QUESTION, URL, case, main, refused, seeing
+from harness import (
+    ABSENT, EYES_URL, KEY, KEYED_URL, MODEL, QUESTION, THINKS_URL, URL, case, main, refused, seeing, thinking
+)
 
 client = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
 STORY = [{"role": "user", "content": "Tell me a story about a red ball."}]
@@ -36,6 +38,31 @@ def picture(path, data):
     eyes = anthropic.Anthropic(base_url=EYES_URL, api_key="none", max_retries=0)
     answer = eyes.messages.create(**{**SAME, "model": "eyes", "messages": messages, "max_tokens": 12})
     return answer.content[0].text
+
+
+@thinking
+def thinks():
+    """messages.create with thinking, streamed and counted."""
+
+    def ask(kind):
+        client = anthropic.Anthropic(base_url=THINKS_URL, api_key="none", max_retries=0)
+        same = {**SAME, "model": "thinker", "thinking": {"type": kind}, "temperature": 0}
+        with client.messages.stream(**same) as stream:
+            final = stream.get_final_message()
+        whole = client.messages.create(**same)
+        assert [b.type for b in final.content] == [b.type for b in whole.content]
+        assert final.content[-1].text == whole.content[-1].text
+        # The answer goes back as it came.
+        turns = [*same["messages"], {"role": "assistant", "content": whole.content},
+                 {"role": "user", "content": "And then?"}]
+        client.messages.create(**{**same, "messages": turns})
+        counted = client.messages.count_tokens(
+            model="thinker", messages=same["messages"], thinking=same["thinking"]
+        )
+        assert counted.input_tokens == prompt(whole.usage)
+        return counted.input_tokens
+
+    return ask("disabled"), ask("adaptive")
 
 
 @case

@@ -2,7 +2,9 @@
 
 from google import genai
 from google.genai import errors, types
-from harness import ABSENT, EYES_URL, KEY, KEYED_URL, MODEL, QUESTION, URL, case, main, refused, seeing, unit
+from harness import (
+    ABSENT, EYES_URL, KEY, KEYED_URL, MODEL, QUESTION, THINKS_URL, URL, case, main, refused, seeing, thinking, unit
+)
 
 
 def connect(url, key="none"):
@@ -43,6 +45,25 @@ def picture(path, data):
         model="eyes", contents=[shown, QUESTION], config=config
     )
     return answer.text
+
+
+@thinking
+def thinks():
+    """models.generate_content with a ThinkingConfig."""
+
+    def ask(budget):
+        thinker = connect(THINKS_URL)
+        config = types.GenerateContentConfig(
+            max_output_tokens=24, seed=7,
+            thinking_config=types.ThinkingConfig(include_thoughts=True, thinking_budget=budget),
+        )
+        answer = thinker.models.generate_content(model="thinker", contents=STORY, config=config)
+        usage = answer.usage_metadata
+        counts = usage.prompt_token_count, usage.candidates_token_count, usage.thoughts_token_count
+        assert usage.total_token_count == sum(counts)
+        return usage.prompt_token_count
+
+    return ask(0), ask(-1)
 
 
 @case

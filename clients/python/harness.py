@@ -13,6 +13,8 @@ MODEL = os.environ["LAPIDARY_MODEL"]
 ABSENT = "no-such-model"
 EYES_URL = os.environ.get("LAPIDARY_EYES_URL")
 """A server whose model, `eyes`, sees; if there is one."""
+THINKS_URL = os.environ.get("LAPIDARY_THINKS_URL")
+"""A server whose model, `thinker`, can think; if there is one."""
 QUESTION = os.environ.get("LAPIDARY_EYES_QUESTION", "")
 
 _cases = []
@@ -35,6 +37,17 @@ def seeing(function):
 
     run.__doc__ = function.__doc__
     return case(run) if EYES_URL else run
+
+
+def thinking(function):
+    """Marks a case that gives the tokens of a prompt without thinking, and with it: the template says so."""
+
+    def run():
+        off, on = function()
+        assert 0 < off < on, (off, on)
+
+    run.__doc__ = function.__doc__
+    return case(run) if THINKS_URL else run
 
 
 def refused(kind, call):

@@ -3,7 +3,9 @@
 import asyncio
 
 import ollama
-from harness import ABSENT, EYES_URL, KEY, KEYED_URL, MODEL, QUESTION, URL, case, main, refused, seeing, unit
+from harness import (
+    ABSENT, EYES_URL, KEY, KEYED_URL, MODEL, QUESTION, THINKS_URL, URL, case, main, refused, seeing, thinking, unit
+)
 
 client = ollama.Client(host=URL)
 STORY = [{"role": "user", "content": "Tell me a story about a red ball."}]
@@ -40,6 +42,23 @@ def picture_to_generate(path, data):
     options = {"num_predict": 12, "temperature": 0}
     eyes = ollama.Client(host=EYES_URL)
     return eyes.generate(model="eyes", prompt=QUESTION, images=[data], options=options).response
+
+
+@thinking
+def think():
+    """chat and generate with think."""
+
+    def ask(think):
+        thinker = ollama.Client(host=THINKS_URL)
+        same = {"model": "thinker", "options": OPTIONS, "think": think}
+        answer = thinker.chat(messages=STORY, **same)
+        made = thinker.generate(prompt=STORY[0]["content"], **same)
+        assert (made.thinking, made.response) == (answer.message.thinking, answer.message.content)
+        assert made.prompt_eval_count == answer.prompt_eval_count
+        return answer.prompt_eval_count
+
+    assert "thinking" in ollama.Client(host=THINKS_URL).show("thinker").capabilities
+    return ask(False), ask("high")
 
 
 @case

@@ -4,7 +4,9 @@ import base64
 
 import httpx
 import openai
-from harness import ABSENT, EYES_URL, KEY, KEYED_URL, MODEL, QUESTION, URL, case, main, refused, seeing, unit
+from harness import (
+    ABSENT, EYES_URL, KEY, KEYED_URL, MODEL, QUESTION, THINKS_URL, URL, case, main, refused, seeing, thinking, unit
+)
 
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
 STORY = [{"role": "user", "content": "Tell me a story about a red ball."}]
@@ -25,8 +27,46 @@ def chat():
     assert answer.system_fingerprint
 
 
-def connect():
-    return openai.OpenAI(base_url=f"{EYES_URL}/v1", api_key="none", max_retries=0)
+def connect(url=EYES_URL):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+@thinking
+def reasoning_effort():
+    """chat.completions.create with reasoning_effort, whole and streamed."""
+
+    def ask(effort):
+        same = {**SAME, "model": "thinker", "reasoning_effort": effort}
+        whole = connect(THINKS_URL).chat.completions.create(**same)
+        chunks = list(connect(THINKS_URL).chat.completions.create(**same, stream=True))
+        text = "".join(c.choices[0].delta.content or "" for c in chunks)
+        assert text == whole.choices[0].message.content
+        thought = "".join(getattr(c.choices[0].delta, "reasoning_content", "") for c in chunks)
+        assert thought == getattr(whole.choices[0].message, "reasoning_content", "")
+        details = whole.usage.completion_tokens_details
+        assert 0 <= details.reasoning_tokens <= whole.usage.completion_tokens
+        return whole.usage.prompt_tokens
+
+    return ask("none"), ask("high")
+
+
+@thinking
+def reasoning_in_responses():
+    """responses.create with reasoning, continued."""
+
+    def ask(effort):
+        same = {"model": "thinker", "max_output_tokens": 24, "reasoning": {"effort": effort}}
+        client = connect(THINKS_URL)
+        first = client.responses.create(**same, input=STORY)
+        items = [*STORY, *first.output, {"role": "user", "content": "And then?"}]
+        second = client.responses.create(**same, input=items, temperature=0)
+        again = client.responses.create(
+            **same, input="And then?", previous_response_id=first.id, temperature=0
+        )
+        assert second.output_text == again.output_text
+        return first.usage.input_tokens
+
+    return ask("none"), ask("low")
 
 
 @seeing

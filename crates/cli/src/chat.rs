@@ -4,10 +4,11 @@ use crate::args::{ChatArgs, StopArgs};
 use crate::model::{self, Ready};
 use crate::pictures::{self, Pictures};
 use crate::run::rate;
-use crate::turn::Turn;
+use crate::turn::Screen;
 use crate::{Outcome, show};
 use lapidary_engine::{
-    Event, Finish, Generation, Picture, Sampler, Sampling, Session, StopStrings, Stops, generate,
+    Event, Finish, Generation, Picture, Sampler, Sampling, Session, StopStrings, Stops, Turn,
+    generate,
 };
 use lapidary_formats::atomic;
 use lapidary_formats::chat::Message;
@@ -322,13 +323,14 @@ impl Chat {
         let (stop, mut out) = (&self.stop, std::io::stdout().lock());
         let strings = StopStrings::new(self.stops.stop.iter().cloned());
         let mut turn = Turn::new(&self.ready.text.tokenizer, strings);
+        let mut screen = Screen::default();
         let mut broken = None;
         let mut listen = |event| {
             if let Event::Token(id) = event {
                 let pieces = turn.push(id);
-                broken = turn.show(&pieces, &mut out).err();
+                broken = screen.show(&pieces, &mut out).err();
             }
-            if turn.stopped() {
+            if turn.stopped_by().is_some() {
                 ControlFlow::Break(Finish::Stop)
             } else if stop.load(Ordering::Relaxed) || broken.is_some() {
                 ControlFlow::Break(Finish::Cancelled)
@@ -345,7 +347,7 @@ impl Chat {
             return Err(e.into());
         }
         let rest = turn.finish();
-        turn.show(&rest, &mut out)?;
+        screen.show(&rest, &mut out)?;
         writeln!(out)?;
         let text = turn.text().to_owned();
         self.at_a_glance(&done);

@@ -3,9 +3,11 @@
 use crate::args::RunArgs;
 use crate::model::{self, Ready};
 use crate::pictures::{self, Pictures};
-use crate::turn::Turn;
+use crate::turn::Screen;
 use crate::{Outcome, show};
-use lapidary_engine::{Event, Finish, Generation, Picture, Sampler, StopStrings, Stops, generate};
+use lapidary_engine::{
+    Event, Finish, Generation, Picture, Sampler, StopStrings, Stops, Turn, generate,
+};
 use lapidary_formats::chat::Message;
 use std::io::{Read, Write};
 use std::ops::ControlFlow;
@@ -31,15 +33,16 @@ pub fn run(args: RunArgs) -> Outcome {
     let mut out = std::io::stdout().lock();
     let strings = StopStrings::new(args.stops.stop.iter().cloned());
     let mut turn = Turn::new(&ready.text.tokenizer, strings);
+    let mut screen = Screen::default();
     let mut broken = None;
     let mut listen = |event| {
         if let Event::Token(id) = event {
             let pieces = turn.push(id);
             if !args.json {
-                broken = turn.show(&pieces, &mut out).err();
+                broken = screen.show(&pieces, &mut out).err();
             }
         }
-        if turn.stopped() {
+        if turn.stopped_by().is_some() {
             ControlFlow::Break(Finish::Stop)
         } else if stop.load(Ordering::Relaxed) || broken.is_some() {
             ControlFlow::Break(Finish::Cancelled)
@@ -64,7 +67,7 @@ pub fn run(args: RunArgs) -> Outcome {
     if args.json {
         writeln!(out, "{}", report(&prompt, &turn, &done, sampling.seed))?;
     } else {
-        turn.show(&rest, &mut out)?;
+        screen.show(&rest, &mut out)?;
         writeln!(out)?;
     }
     if done.forgotten > 0 && !args.json {

@@ -1,9 +1,16 @@
 //! `run --image` and `/image` in a chat, on the reference's tiny checkpoints.
 
-use serde_json::Value;
-use std::io::Write;
+#[path = "../../engine/tests/shared/projector.rs"]
+mod projector;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use lapidary_formats::Checkpoint;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 fn fixtures() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
@@ -119,6 +126,94 @@ fn what_can_not_be_seen_is_refused() {
     // A picture fits whole or the prompt is refused.
     let small = ["x", "--image", &image, "--context", "10"];
     bad(&[&model[..], &small].concat(), b"", "10");
+}
+
+/// A process that ends with this.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What `lapidary serve` answers to a chat, and what it says on standard error before.
+fn served(args: &[&str], body: &Value) -> (Value, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lapidary"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--log", "error", "--threads", "1"])
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let running = Running(child);
+    let mut address = String::new();
+    BufReader::new(out).read_line(&mut address).unwrap();
+    let address = address.trim().strip_prefix("http://").unwrap_or_default().to_owned();
+    let mut stream = TcpStream::connect(&address).unwrap_or_else(|e| panic!("{address:?}: {e}"));
+    let body = body.to_string();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all((head + &body).as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    drop(running);
+    let mut said = String::new();
+    BufReader::new(err).read_to_string(&mut said).unwrap();
+    let answer = answer.split_once("\r\n\r\n").map_or("", |a| a.1);
+    (serde_json::from_str(answer).unwrap_or_else(|e| panic!("{e}: {answer} {said}")), said)
+}
+
+#[test]
+fn a_served_gguf_model_sees_as_in_run() {
+    let Some(models) = fixtures() else { return };
+    let folder = std::env::temp_dir().join(format!("lapidary-serve-sees-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (model, right, wrong) =
+        (file("model.gguf"), file("mmproj-e2b.gguf"), file("mmproj-other.gguf"));
+    std::fs::copy(models.join("../gguf/gemma4_e2b-q8_0.gguf"), &model).unwrap();
+    for (name, kind, to) in [("gemma4_e2b", "gemma4v", &right), ("gemma3", "gemma3", &wrong)] {
+        let from = Checkpoint::open(&models.join(name)).unwrap();
+        projector::write_projector(&from, kind, Path::new(to));
+    }
+    let image = models.join("gemma4_e2b/image.png");
+    let picture = ["--image", image.to_str().unwrap(), "--mmproj", &right];
+    let plain = ["run", "--model", &model, "What is it?", "--json", "--temperature", "0"];
+    let out = run(&[&plain[..], &picture, &["--max-tokens", "8"]].concat(), b"");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let want: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let url = format!("data:image/png;base64,{}", STANDARD.encode(std::fs::read(&image).unwrap()));
+    let body = json!({"model": "m", "temperature": 0, "max_tokens": 8, "messages": [
+        {"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": "What is it?"}]}]});
+    // The one that fits is found, and told; or it is named.
+    let name = format!("m={model}");
+    let (found, said) = served(&["--model", &name], &body);
+    assert!(
+        said.contains(&format!("m sees with {right}")) && said.contains(", sees pictures"),
+        "{said}"
+    );
+    let (named, _) = served(&["--model", &name, "--mmproj", &format!("m={right}")], &body);
+    for got in [found, named] {
+        assert_eq!(got["choices"][0]["message"]["content"], want["text"], "{got}");
+        assert_eq!(got["usage"]["prompt_tokens"], want["counts"]["prompt"]);
+    }
+    let serve = |more: &[&str], words: &str| {
+        bad(&[&["serve", "--model", &name], more].concat(), b"", words)
+    };
+    serve(&["--mmproj", &wrong], "is for gemma3");
+    serve(&["--model", &format!("b={model}"), "--mmproj", &right], "say MODEL=");
+    serve(&["--matformer", "e2b"], "only Gemma 3n");
+    serve(&["--matformer", "/no/such.json"], "--matformer");
+    serve(&["--think", "--no-think"], "--no-think");
+    bad(&["serve", "--think"], b"", "no model here can think");
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

@@ -38,6 +38,13 @@ impl EngineOptions {
     pub fn chunk(&self) -> usize {
         self.token_budget.max(self.picture_rows)
     }
+
+    /// The same for a model with these figures: a prompt that sees itself goes through one pass, as a
+    /// picture does.
+    fn for_model(self, info: &Info) -> Self {
+        let picture_rows = if info.prefix { self.context } else { self.picture_rows };
+        Self { picture_rows, ..self }
+    }
 }
 
 impl Default for EngineOptions {
@@ -87,7 +94,7 @@ impl Plan {
     /// # Errors
     /// If an option is absurd, or one sequence that fills the context does not fit in the memory.
     pub fn new(info: &Info, weights: usize, options: &EngineOptions) -> Result<Self, PlanError> {
-        let o = options;
+        let o = &options.for_model(info);
         for (option, value) in
             [("token_budget", o.token_budget), ("max_sequences", o.max_sequences)]
         {
@@ -97,9 +104,6 @@ impl Plan {
         }
         if !(1..=info.context).contains(&o.context) {
             return Err(PlanError::Context { context: o.context, most: info.context });
-        }
-        if info.prefix {
-            return Err(PlanError::Prefix);
         }
         let bytes = |tokens| info.kv.bytes(tokens, o.chunk(), o.kv);
         let needed = bytes(o.context);
@@ -136,9 +140,6 @@ impl Plan {
 /// Why there is no plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlanError {
-    /// A model whose prompts see themselves: the engine computes prompts in chunks, and shares their
-    /// beginnings.
-    Prefix,
     /// An option that must not be zero.
     Zero {
         /// Its name.
@@ -167,10 +168,6 @@ pub enum PlanError {
 impl fmt::Display for PlanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            PlanError::Prefix => f.write_str(
-                "this model's prompts see themselves, which requests in batches don't do yet: \
-                 lapidary run takes it",
-            ),
             PlanError::Zero { option } => write!(f, "{option}: at least 1 was expected"),
             PlanError::Context { context, most } => {
                 write!(f, "a context of {context}: this model takes from 1 to {most} tokens")
@@ -295,6 +292,7 @@ impl Engine {
     /// If the options don't fit the model.
     pub fn start(parts: Parts, options: EngineOptions) -> Result<Self, PlanError> {
         let (info, adapters) = (parts.model.info().clone(), parts.adapters);
+        let options = options.for_model(&info);
         let plan = Plan::new(&info, parts.weight_bytes, &options)?;
         let (commands, inbox) = mpsc::channel();
         let stats = Stats { kv_total: options.memory, ..Stats::default() };

@@ -16,6 +16,7 @@ mod scheduler;
 mod session;
 mod stop;
 mod text;
+mod turn;
 mod worker;
 
 pub use embedding::{EmbedError, Embedder, Embedding};
@@ -25,5 +26,6 @@ pub use pictures::{Gallery, PictureError, read_picture};
 pub use sampler::{LogProbabilities, Sampler};
 pub use sampling::{Sampling, SamplingError};
 pub use session::{Digest, Limits, Picture, Session, SessionError};
-pub use stop::{Answer, StopStrings};
+pub use stop::StopStrings;
 pub use text::Text;
+pub use turn::{Piece, Turn};

@@ -8,7 +8,8 @@
 //!
 //! The rows of a picture see each other: they go through one pass, even if they are more than the
 //! budget, and no prefix ends among them. All of them have the same token id, so in prefixes they
-//! stand by a name that is the picture's own: a number that no token id can be.
+//! stand by a name that is the picture's own: a number that no token id can be. A prompt that sees
+//! itself whole goes through one pass too, and shares nothing.
 
 use crate::blocks::{Blocks, Full, Held, Space};
 use crate::session::Digest;
@@ -28,7 +29,7 @@ pub(crate) struct Sequence {
     pub tokens: Vec<u32>,
     /// What they are called in prefixes: themselves, or the picture that they are rows of.
     names: Vec<u32>,
-    /// Rows of pictures.
+    /// What goes through one pass: rows of pictures, or the prompt that sees itself.
     pictures: Vec<Range<usize>>,
     /// Whether others may begin with what it has computed.
     offered: bool,
@@ -67,6 +68,8 @@ pub(crate) struct New {
     pub prompt: Vec<u32>,
     /// Which of them are rows of which pictures; sorted and apart.
     pub pictures: Vec<(Range<usize>, Digest)>,
+    /// Whether all of the prompt sees itself.
+    pub whole: bool,
     /// As in [`Sequence`].
     pub priority: i32,
     /// As in [`Sequence`].
@@ -172,7 +175,7 @@ impl Scheduler {
 
     /// A new request.
     pub fn push(&mut self, new: New) {
-        let New { id, prompt, pictures, priority, client, reuse, space } = new;
+        let New { id, prompt, pictures, whole, priority, client, reuse, space } = new;
         // A client that comes back does not get the turns that it did not want meanwhile.
         let least = self.served.values().copied().min().unwrap_or(0);
         self.served.entry(client).or_insert(least);
@@ -185,12 +188,19 @@ impl Scheduler {
             }
         }
         let (computed, count) = (0, prompt.len());
+        let mut pictures: Vec<Range<usize>> = pictures.into_iter().map(|p| p.0).collect();
+        if whole {
+            pictures.clear();
+            pictures.push(0..count);
+        }
+        // What a row of such a prompt is depends on all of it.
+        offered &= !whole;
         let tokens = prompt;
         self.waiting.push(Sequence {
             id,
             tokens,
             names,
-            pictures: pictures.into_iter().map(|p| p.0).collect(),
+            pictures,
             offered,
             computed,
             priority,

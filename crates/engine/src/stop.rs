@@ -1,6 +1,4 @@
-//! The text of an answer as it grows, and the strings that end it.
-
-use lapidary_formats::tokenizer::{Detokenizer, Tokenizer};
+//! The strings that end an answer.
 
 /// Looks for strings in a text that comes in pieces, and holds back what may be the beginning of
 /// one. The result does not depend on how the text is cut into pieces.
@@ -54,52 +52,6 @@ impl StopStrings {
 fn overlap(text: &str, string: &str) -> usize {
     let starts = string.char_indices().map(|(i, _)| i).skip(1);
     starts.filter(|&len| text.ends_with(&string[..len])).max().unwrap_or(0)
-}
-
-/// Tokens to the text that a reader sees: whole characters, up to the first stop string.
-pub struct Answer<'a> {
-    words: Detokenizer<'a>,
-    stops: StopStrings,
-    text: String,
-}
-
-impl<'a> Answer<'a> {
-    /// The beginning of an answer; control tokens show nothing.
-    pub fn new(tokenizer: &'a Tokenizer, stops: StopStrings) -> Self {
-        Self { words: Detokenizer::new(tokenizer, true), stops, text: String::new() }
-    }
-
-    /// Text that is certain after token `id`; perhaps none yet.
-    pub fn push(&mut self, id: u32) -> String {
-        let piece = self.words.push(id);
-        self.show(&piece)
-    }
-
-    /// The stop string that ended it.
-    pub fn stopped_by(&self) -> Option<&str> {
-        self.stops.found()
-    }
-
-    /// What is left when no more tokens come.
-    pub fn finish(&mut self) -> String {
-        let piece = self.words.finish();
-        let mut out = self.show(&piece);
-        let held = self.stops.finish();
-        self.text.push_str(&held);
-        out.push_str(&held);
-        out
-    }
-
-    /// All that was given so far.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
-    fn show(&mut self, piece: &str) -> String {
-        let out = self.stops.push(piece);
-        self.text.push_str(&out);
-        out
-    }
 }
 
 #[cfg(test)]

@@ -101,7 +101,8 @@ impl Worker {
         let (priority, client) = (request.priority, request.client);
         let space = Space { adapter: request.adapter, owner: request.owner };
         let pictures = request.pictures.iter().map(|p| (p.rows.clone(), p.digest)).collect();
-        self.scheduler.push(New { id, prompt, pictures, priority, client, reuse, space });
+        let whole = self.parts.model.info().prefix;
+        self.scheduler.push(New { id, prompt, pictures, whole, priority, client, reuse, space });
         let live = Live {
             request,
             sink,
@@ -209,10 +210,16 @@ impl Worker {
     /// The rows of all parts, with what stands for pictures.
     fn rows(&self, plan: &Plan) -> Rows {
         let mut rows = batch::rows(plan, &self.scheduler);
+        let whole = self.parts.model.info().prefix;
         let mut first = 0;
         for part in &plan.parts {
             let pictures = self.live.get(&part.id).map_or(&[][..], |l| &l.request.pictures);
             pictures.iter().for_each(|p| p.lay(&part.tokens, first, &mut rows));
+            if let Some(live) = self.live.get(&part.id).filter(|_| whole && part.tokens.start == 0)
+            {
+                rows.together.retain(|r| r.start < first);
+                rows.together.push(first..first + live.request.prompt.len());
+            }
             first += part.tokens.len();
         }
         rows

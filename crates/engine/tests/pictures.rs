@@ -335,33 +335,45 @@ struct Sighted {
     ids: Vec<u32>,
     pictures: Vec<Picture>,
     rows: usize,
+    /// Of the engine.
+    context: usize,
 }
 
 const KV: KvType = KvType::F32;
 
 impl Sighted {
     fn open(dir: &Path, of: &str) -> Self {
+        Self::open_as(dir, of, of)
+    }
+
+    /// With the pictures of one name in the golden and the prompt of another.
+    fn open_as(dir: &Path, shown: &str, of: &str) -> Self {
         let golden = Golden::open(&dir.join("golden.safetensors"));
         let checkpoint = Checkpoint::open(dir).unwrap_or_else(|e| panic!("{e}"));
         let mut cpu = device();
         let eyes = load_vision(&checkpoint, &mut cpu).unwrap_or_else(|e| panic!("{e}")).unwrap();
         let mut features = Vec::new();
-        for p in patches(&golden, of, patch_side(dir)) {
+        for p in patches(&golden, shown, patch_side(dir)) {
             features.extend(eyes.vision.encode(&mut cpu, &p));
         }
         let ids = golden.ids(&format!("{of}.input_ids"));
         let pictures = pictures(&ids, eyes.placeholder, &features, eyes.width);
         let rows = picture_rows(&checkpoint).unwrap_or_else(|e| panic!("{e}")).unwrap();
-        Self { checkpoint, golden, ids, pictures, rows }
+        let context = describe(&checkpoint).unwrap_or_else(|e| panic!("{e}")).context.min(160);
+        Self { checkpoint, golden, ids, pictures, rows, context }
     }
 
     /// The golden's prompt between other tokens, with what it shows multiplied by `factor`.
     fn long(&self, factor: f32) -> Request {
-        let text = |n: u32| (0..n).map(|i| 100 + i * 7 % 90);
-        let prompt = text(40).chain(self.ids.iter().copied()).chain(text(50)).collect();
+        let small = self.context < 160;
+        let text =
+            |n: u32| (0..n).map(move |i| if small { 8 + i * 7 % 30 } else { 100 + i * 7 % 90 });
+        let (before, behind) = if small { (8, 12) } else { (40, 50) };
+        let prompt = text(before).chain(self.ids.iter().copied()).chain(text(behind)).collect();
+        let before = before as usize;
         let moved = self.pictures.iter().map(|p| {
             let features = p.features.iter().map(|x| x * factor).collect();
-            Picture::new(p.rows.start + 40..p.rows.end + 40, Arc::new(features))
+            Picture::new(p.rows.start + before..p.rows.end + before, Arc::new(features))
         });
         Request { pictures: moved.collect(), ..request(prompt, 12) }
     }
@@ -393,11 +405,12 @@ impl Sighted {
         let options = EngineOptions {
             token_budget: budget,
             kv: KV,
-            context: 160,
+            context: self.context,
             picture_rows: self.rows,
             ..EngineOptions::default()
         };
-        let memory = info.kv.bytes(options.context, options.chunk(), KV) + spare;
+        let chunk = if info.prefix { options.context } else { options.chunk() };
+        let memory = info.kv.bytes(options.context, chunk, KV) + spare;
         let parts = Parts { model, ops: Box::new(cpu), weight_bytes: 0, adapters: 0 };
         let engine = Engine::start(parts, EngineOptions { memory, ..options });
         engine.unwrap_or_else(|e| panic!("{e}"))
@@ -457,6 +470,40 @@ fn the_engine_sees_what_the_plain_loop_sees_whatever_else_it_does() {
         let engine = sighted.engine(64, 1 << 24);
         for (i, reused) in [(1, 0), (2, 32), (3, 32), (1, 96), (2, 96), (3, 96)] {
             assert_eq!(heard(&submit(&engine, &requests[i])), (want[i].clone(), reused), "{name}");
+        }
+    }
+}
+
+#[test]
+fn prompts_that_see_themselves_are_answered_in_batches_as_alone() {
+    let Some(dir) = fixtures() else { return };
+    for name in ["paligemma", "paligemma2"] {
+        let dir = folder(&dir, name);
+        let golden = Golden::open(&dir.join("golden.safetensors"));
+        let sighted = Sighted::open_as(&dir, "image", "prompt_0");
+        let short =
+            Request { pictures: sighted.pictures.clone(), ..request(sighted.ids.clone(), 32) };
+        let (long, other) = (sighted.long(1.0), sighted.long(-1.0));
+        let blind = Request { pictures: vec![], ..long.clone() };
+        let requests = [short, long, other, blind];
+        let want: Vec<Shown> = requests.iter().map(|r| sighted.plain(r)).collect();
+        let ids: Vec<u32> = want[0].iter().map(|(id, _)| *id).collect();
+        let greedy = golden.ids("prompt_0.greedy_ids");
+        let known = ids.len().min(greedy.len());
+        assert_eq!(ids[..known], greedy[..known], "{name}");
+        assert!(want[1] != want[2] && want[2] != want[3] && want[1] != want[3], "{name}");
+        // In passes smaller than the prompts, and with room for hardly one: those that lose their
+        // place compute prompt and answer again.
+        for (budget, spare) in [(256, 1 << 24), (7, 1 << 24), (16, 0)] {
+            let engine = sighted.engine(budget, spare);
+            for _ in 0..2 {
+                let tickets: Vec<Ticket> =
+                    (0..8).map(|i| submit(&engine, &requests[i * 3 % 4])).collect();
+                for (i, ticket) in tickets.iter().enumerate() {
+                    // Nothing of a prompt is the beginning of another.
+                    assert_eq!(heard(ticket), (want[i * 3 % 4].clone(), 0), "{name} {budget} {i}");
+                }
+            }
         }
     }
 }

@@ -4,8 +4,10 @@ use crate::failure::{Failure, Kind};
 use crate::job::{Job, Prompt};
 use crate::metrics::Metrics;
 use crate::model::Model;
+use crate::think;
 use lapidary_engine::request::{Canceller, Event, Refusal, Request, Summary, Timings};
-use lapidary_engine::{Answer, Finish, Picture, StopStrings};
+use lapidary_engine::{Finish, Picture, Piece, StopStrings, Turn};
+use lapidary_formats::chat::{Message, Rendered};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,21 +26,31 @@ pub enum Part {
         /// The tokens that made it, if probabilities are wanted.
         tokens: Option<Vec<Token>>,
     },
+    /// What the model thinks before it says something.
+    Thought {
+        /// Which answer it belongs to.
+        choice: usize,
+        /// Not empty.
+        text: String,
+    },
     /// An answer is complete.
     End {
         /// Which.
         choice: usize,
         /// Why.
         end: End,
-        /// Its tokens.
+        /// Its tokens, thoughts included.
         completion: usize,
+        /// Of those, the ones that were thought.
+        thought: usize,
     },
 }
 
 /// Why an answer ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum End {
     /// The model ended its turn.
+    #[default]
     Stop,
     /// This string came.
     StopString(String),
@@ -70,23 +82,29 @@ pub struct Usage {
     pub prompt: usize,
     /// Of the prompts, those found in the cache.
     pub cached: usize,
-    /// Of the answers.
+    /// Of the answers, thoughts included.
     pub completion: usize,
+    /// Of the answers, those that were thought, with the markers around them.
+    pub thought: usize,
     /// Where the time went, added up over the answers.
     pub timings: Timings,
 }
 
 /// A complete answer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Choice {
     /// Its text.
     pub text: String,
+    /// What the model thought before.
+    pub thought: String,
     /// Its tokens, if probabilities are wanted.
     pub tokens: Vec<Token>,
     /// Why it ended.
     pub end: End,
-    /// Its tokens.
+    /// Its tokens, thoughts included.
     pub completion: usize,
+    /// Of those, the ones that were thought.
+    pub thought_tokens: usize,
 }
 
 /// Who asks, and how long an answer may take.
@@ -101,8 +119,16 @@ pub struct Terms {
 /// What a choice's task reports.
 enum Report {
     Part(Part),
-    Counted { summary: Option<Summary>, cached: usize, completion: usize },
+    Counted { summary: Option<Summary>, counts: Counts },
     Failed(Failure),
+}
+
+/// What a choice's task counts.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    cached: usize,
+    completion: usize,
+    thought: usize,
 }
 
 /// Answers that are being made. Dropping them cancels the requests.
@@ -189,6 +215,7 @@ pub async fn start(
                 metrics: metrics.clone(),
                 choice: answers.choices,
                 stop: job.stop.clone(),
+                chat: matches!(job.prompt, Prompt::Chat(_)),
                 logprobs: job.logprobs.is_some(),
                 sender: sender.clone(),
                 last: submitted,
@@ -260,22 +287,27 @@ pub async fn encode(
 /// The tokens of a prompt that shows what was `seen`.
 fn prompt(model: &Model, prompt: &Prompt, seen: &[Arc<Vec<f32>>]) -> Result<Encoded, Failure> {
     let plain = |ids| Encoded { ids, pictures: Vec::new() };
-    let messages = match prompt {
+    let conversation = match prompt {
         Prompt::Ids(ids) => return Ok(plain(ids.clone())),
         Prompt::Text(text) => return Ok(plain(model.text.encode_plain(text))),
-        Prompt::Chat(c) => &c.messages[..],
+        Prompt::Chat(c) => c,
     };
+    let messages = &conversation.messages[..];
+    let think = think::thinks(model, conversation.think);
     let now = crate::clock::seconds();
     let wrong = |e: lapidary_formats::FormatError| Failure::invalid(e.to_string());
     let (turns, begun) = match messages.split_last() {
-        Some((last, turns)) if last.role == "assistant" => (turns, last.content.as_str()),
+        Some((last, turns)) if last.role == "assistant" => (turns, Some(last)),
         _ => (messages, None),
     };
-    let mut rendered = model.text.render(turns, true, now).map_err(wrong)?;
+    let mut rendered =
+        model.text.render_with(turns, true, now, think::variables(think)).map_err(wrong)?;
+    if begun.is_some() && model.card.answers_once() {
+        let message = "this model answers one question: an answer can't be gone on with";
+        return Err(Failure::invalid(message));
+    }
     if let Some(begun) = begun {
-        let start = rendered.text.len();
-        rendered.text.push_str(begun);
-        rendered.literal.push(start..rendered.text.len());
+        go_on(&mut rendered, begun, think == Some(true));
     }
     let Some(sight) = model.sight.as_ref().filter(|_| !seen.is_empty()) else {
         return Ok(plain(model.text.encode_rendered(&rendered)));
@@ -287,12 +319,30 @@ fn prompt(model: &Model, prompt: &Prompt, seen: &[Arc<Vec<f32>>]) -> Result<Enco
     Ok(Encoded { ids, pictures })
 }
 
+/// Begins the model's turn with what it has said before, and thought, if it thinks.
+fn go_on(rendered: &mut Rendered, begun: &Message, thinks: bool) {
+    let literal = |rendered: &mut Rendered, text: &str| {
+        let start = rendered.text.len();
+        rendered.text.push_str(text);
+        rendered.literal.push(start..rendered.text.len());
+    };
+    let thought = think::thought_of(begun);
+    if thinks && !thought.is_empty() {
+        rendered.text.push_str("<|channel>thought\n");
+        literal(rendered, thought);
+        rendered.text.push_str("\n<channel|>");
+    }
+    literal(rendered, begun.content.as_str().unwrap_or_default());
+}
+
 /// The task that follows one choice.
 struct Follow {
     model: Arc<Model>,
     metrics: Arc<Metrics>,
     choice: usize,
     stop: Vec<String>,
+    /// Whether it is a turn of a chat, in which the model may think.
+    chat: bool,
     logprobs: bool,
     sender: mpsc::Sender<Report>,
     /// When the last token came, or the request was submitted.
@@ -304,33 +354,38 @@ impl Follow {
     async fn run(mut self, mut events: mpsc::UnboundedReceiver<Event>, guard: Guard) {
         let model = self.model.clone();
         let stops = StopStrings::new(std::mem::take(&mut self.stop));
-        let mut answer = Answer::new(&model.text.tokenizer, stops);
-        let (mut held, mut cached, mut completion) = (Vec::new(), 0, 0);
+        let begin = if self.chat { Turn::new } else { Turn::plain };
+        let mut turn = begin(&model.text.tokenizer, stops);
+        let (mut held, mut counts) = (Vec::new(), Counts::default());
         while let Some(event) = events.recv().await {
             match event {
-                Event::Prefilled { reused, .. } => cached = reused,
+                Event::Prefilled { reused, .. } => counts.cached = reused,
                 Event::Token { id, logprob, top } => {
                     self.measure();
-                    completion += 1;
-                    let text = answer.push(id);
-                    if self.logprobs {
+                    counts.completion += 1;
+                    let before = turn.thinking();
+                    let pieces = turn.push(id);
+                    let thought = before || turn.thinking();
+                    counts.thought += usize::from(thought);
+                    // Probabilities are of what is said.
+                    if self.logprobs && !thought {
                         held.push(token(&model, id, logprob.unwrap_or(0.0), &top));
                     }
-                    let stopped = answer.stopped_by().map(str::to_owned);
-                    if stopped.is_some() && text.is_empty() {
+                    let stopped = turn.stopped_by().map(str::to_owned);
+                    if stopped.is_some() && pieces.is_empty() {
                         held.clear();
                     }
-                    if !self.text(text, &mut held).await {
+                    if !self.pieces(pieces, &mut held).await {
                         return;
                     }
                     if let Some(string) = stopped {
                         drop(guard);
-                        return self.end(End::StopString(string), cached, completion, None).await;
+                        return self.end(End::StopString(string), counts, None).await;
                     }
                 }
                 Event::Done(summary) => {
-                    let text = answer.finish();
-                    let stopped = answer.stopped_by().map(str::to_owned);
+                    let pieces = turn.finish();
+                    let stopped = turn.stopped_by().map(str::to_owned);
                     let end = match (stopped, summary.finish) {
                         (Some(string), _) => End::StopString(string),
                         (None, Finish::Length) => End::Length,
@@ -338,9 +393,9 @@ impl Follow {
                         (None, Finish::Stop) => End::Stop,
                         (None, _) => return self.unfinished(&summary).await,
                     };
-                    self.text(text, &mut held).await;
-                    cached = summary.reused;
-                    return self.end(end, cached, completion, Some(summary)).await;
+                    self.pieces(pieces, &mut held).await;
+                    counts.cached = summary.reused;
+                    return self.end(end, counts, Some(summary)).await;
                 }
                 Event::Failed(message) => {
                     let failure = Failure::new(Kind::Internal, message);
@@ -360,19 +415,27 @@ impl Follow {
     }
 
     /// Whether anybody still listens.
-    async fn text(&mut self, text: String, held: &mut Vec<Token>) -> bool {
-        if text.is_empty() {
-            return !self.sender.is_closed();
+    async fn pieces(&mut self, pieces: Vec<Piece>, held: &mut Vec<Token>) -> bool {
+        let choice = self.choice;
+        for piece in pieces {
+            let part = match piece {
+                Piece::Text(text) => {
+                    let tokens = self.logprobs.then(|| std::mem::take(held));
+                    Part::Text { choice, text, tokens }
+                }
+                Piece::Thought(text) => Part::Thought { choice, text },
+            };
+            if self.sender.send(Report::Part(part)).await.is_err() {
+                return false;
+            }
         }
-        let tokens = self.logprobs.then(|| std::mem::take(held));
-        let part = Part::Text { choice: self.choice, text, tokens };
-        self.sender.send(Report::Part(part)).await.is_ok()
+        !self.sender.is_closed()
     }
 
-    async fn end(&mut self, end: End, cached: usize, completion: usize, summary: Option<Summary>) {
-        let counted = Report::Counted { summary, cached, completion };
-        self.report(counted).await;
-        let part = Part::End { choice: self.choice, end, completion };
+    async fn end(&mut self, end: End, counts: Counts, summary: Option<Summary>) {
+        self.report(Report::Counted { summary, counts }).await;
+        let (completion, thought) = (counts.completion, counts.thought);
+        let part = Part::End { choice: self.choice, end, completion, thought };
         self.report(Report::Part(part)).await;
     }
 
@@ -411,9 +474,10 @@ impl Answers {
             match self.parts.recv().await? {
                 Report::Part(part) => return Some(Ok(part)),
                 Report::Failed(failure) => return Some(Err(failure)),
-                Report::Counted { summary, cached, completion } => {
-                    self.usage.completion += completion;
-                    self.usage.cached = self.usage.cached.max(cached);
+                Report::Counted { summary, counts } => {
+                    self.usage.completion += counts.completion;
+                    self.usage.thought += counts.thought;
+                    self.usage.cached = self.usage.cached.max(counts.cached);
                     let add = |to: &mut Duration, more| *to = to.saturating_add(more);
                     if let Some(s) = summary {
                         add(&mut self.usage.timings.queued, s.timings.queued);
@@ -435,18 +499,18 @@ impl Answers {
     /// # Errors
     /// If one of them failed.
     pub async fn collect(mut self) -> Result<(Vec<Choice>, Usage), Failure> {
-        let empty =
-            || Choice { text: String::new(), tokens: Vec::new(), end: End::Stop, completion: 0 };
-        let mut choices: Vec<Choice> = (0..self.choices).map(|_| empty()).collect();
+        let mut choices = vec![Choice::default(); self.choices];
         while let Some(part) = self.next().await {
             match part? {
                 Part::Text { choice, text, tokens } => {
                     choices[choice].text += &text;
                     choices[choice].tokens.extend(tokens.into_iter().flatten());
                 }
-                Part::End { choice, end, completion } => {
+                Part::Thought { choice, text } => choices[choice].thought += &text,
+                Part::End { choice, end, completion, thought } => {
                     choices[choice].end = end;
                     choices[choice].completion = completion;
+                    choices[choice].thought_tokens = thought;
                 }
             }
         }

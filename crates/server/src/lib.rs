@@ -25,5 +25,6 @@ pub mod reference;
 pub mod registry;
 pub mod serve;
 pub mod stream;
+pub mod think;
 mod timeouts;
 mod tls;

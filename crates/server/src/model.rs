@@ -324,6 +324,11 @@ impl Card {
         machine.think.filter(|_| self.thinks)
     }
 
+    /// Whether its prompts see themselves: it answers a question, and takes no turns.
+    pub fn answers_once(&self) -> bool {
+        self.info.prefix
+    }
+
     /// Whether it continues texts; otherwise it makes vectors.
     pub fn generates(&self) -> bool {
         !self.info.encoder

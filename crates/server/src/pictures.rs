@@ -1,6 +1,7 @@
 //! Pictures in requests: how dialects send them, and what a model sees of them.
 
 use crate::failure::{Failure, Kind};
+use crate::think::{Asked, THOUGHT};
 use base64::Engine as _;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
@@ -112,6 +113,13 @@ pub enum Piece {
     Text(String),
     /// A picture.
     Image(Image),
+    /// What the model thought before it said it.
+    Thought {
+        /// The field that it stood in.
+        field: String,
+        /// It.
+        text: String,
+    },
 }
 
 /// A conversation as templates take it, and its pictures in the order in which it shows them.
@@ -121,6 +129,8 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// The pictures.
     pub images: Vec<Image>,
+    /// Whether the model is to think before it goes on, if anybody has said so.
+    pub think: Option<Asked>,
 }
 
 impl Conversation {
@@ -132,10 +142,11 @@ impl Conversation {
     /// A turn of text and pictures. Text behind text is one text.
     ///
     /// # Errors
-    /// If somebody else than the user shows a picture, or there are too many.
+    /// If somebody else than the user shows a picture, or there are too many; if somebody else than the
+    /// model thinks.
     pub fn show(&mut self, role: &str, pieces: Vec<Piece>) -> Result<(), Failure> {
         let mut parts: Vec<Value> = Vec::new();
-        let mut said = String::new();
+        let (mut said, mut thought) = (String::new(), String::new());
         let flush = |said: &mut String, parts: &mut Vec<Value>| {
             if !said.is_empty() {
                 parts.push(json!({"type": "text", "text": std::mem::take(said)}));
@@ -144,6 +155,11 @@ impl Conversation {
         for piece in pieces {
             match piece {
                 Piece::Text(text) => said += &text,
+                Piece::Thought { field, .. } if role != "assistant" => {
+                    let message = format!("the turn is the {role}'s; only the model thinks");
+                    return Err(Failure::field(field, message));
+                }
+                Piece::Thought { text, .. } => thought += &text,
                 Piece::Image(image) if role != "user" => {
                     let message = format!("the turn is the {role}'s; only users show pictures");
                     return Err(Failure::field(image.field, message));
@@ -161,6 +177,9 @@ impl Conversation {
         }
         if parts.is_empty() {
             self.say(role, &said);
+            if let (Some(turn), false) = (self.messages.last_mut(), thought.is_empty()) {
+                turn.extra.insert(THOUGHT.to_owned(), thought.into());
+            }
             return Ok(());
         }
         flush(&mut said, &mut parts);
@@ -180,6 +199,7 @@ impl Conversation {
         }
         self.messages.extend(next.messages);
         self.images.extend(next.images);
+        self.think = next.think;
         Ok(self)
     }
 }
@@ -362,11 +382,14 @@ mod tests {
         let text = |t: &str| Piece::Text(t.into());
         let mut c = Conversation::default();
         c.show("user", vec![text("a"), text("b"), image("x"), text("c"), image("y")]).unwrap();
-        c.show("assistant", vec![text("d"), text("e")]).unwrap();
+        let thought = |t: &str| Piece::Thought { field: "t".into(), text: t.into() };
+        c.show("assistant", vec![thought("f"), text("d"), thought("g"), text("e")]).unwrap();
         let parts = json!([{"type": "text", "text": "ab"}, {"type": "image"},
             {"type": "text", "text": "c"}, {"type": "image"}]);
         assert_eq!(c.messages[0].content, parts);
         assert_eq!(c.messages[1].content, json!("de"));
+        assert_eq!(c.messages[1].extra["reasoning_content"], "fg");
+        assert!(c.show("user", vec![thought("h")]).is_err_and(|f| f.said().starts_with("t: ")));
         assert_eq!(c.images.iter().map(|i| &i.field[..]).collect::<Vec<_>>(), ["x", "y"]);
         assert!(c.show("assistant", vec![image("z")]).is_err_and(|f| f.said().starts_with("z: ")));
         let many = (0..MOST_PICTURES - 1).map(|_| image("m")).collect();

@@ -5,7 +5,7 @@ mod common;
 use axum::Router;
 use common::{ask, get, good, machine, model_file, no_keys, policy};
 use lapidary_engine::{
-    Answer, Event, Limits, Sampler, Sampling, Session, StopStrings, Stops, Text, generate,
+    Event, Limits, Sampler, Sampling, Session, StopStrings, Stops, Text, Turn, generate,
 };
 use lapidary_model::{AdapterFactors, Adapters, Slice};
 use lapidary_ops::{Cpu, Isa, Pool, Precision};
@@ -195,7 +195,7 @@ async fn a_slice_is_served_with_its_own_figures_and_answers() {
     let said = |answer: Value| answer["choices"][0]["text"].as_str().unwrap().to_owned();
     let small_said = said(good(&server, "/v1/completions", body("small")).await);
     let text = Text::open(&checkpoint).unwrap();
-    let mut answer = Answer::new(&text.tokenizer, StopStrings::new([]));
+    let mut answer = Turn::plain(&text.tokenizer, StopStrings::new([]));
     want.iter().for_each(|id| drop(answer.push(*id)));
     answer.finish();
     assert_eq!(small_said, answer.text());
@@ -209,19 +209,6 @@ async fn a_slice_is_served_with_its_own_figures_and_answers() {
     let llama = fixture("llama_gqa").unwrap();
     refused(Origin { slice: Some(slice), ..Origin::path(llama) }, vec![], "only Gemma 3n");
     refused(small, vec![adapter("poet")], "takes no adapters");
-}
-
-#[tokio::test]
-async fn prompts_that_see_themselves_are_refused_at_the_start() {
-    let Some(dir) = fixture("paligemma") else { return };
-    let machine = Machine { context: None, ..machine() };
-    let models = vec![("p".to_owned(), Origin::path(dir))];
-    let error = Registry::new(models, vec![], machine, 1 << 30).err().unwrap().to_string();
-    assert_eq!(
-        error,
-        "p: this model's prompts see themselves, which requests in batches don't do yet: \
-         lapidary run takes it"
-    );
 }
 
 /// The reference's vectors of the texts, by their names.

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use common::{Got, ask, get, good, no_keys, policy, send};
 use lapidary_engine::{
-    Answer, Gallery, Limits, Sampler, Sampling, Session, StopStrings, Stops, Text, generate,
+    Gallery, Limits, Sampler, Sampling, Session, StopStrings, Stops, Text, Turn, generate,
     read_picture,
 };
 use lapidary_formats::Checkpoint;
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Fixtures whose templates know pictures.
-const SEEING: [&str; 2] = ["gemma3", "gemma4_e2b"];
+const SEEING: [&str; 3] = ["gemma3", "gemma4_e2b", "paligemma"];
 const QUESTION: &str = "What is in this picture, and what is not?";
 const TOKENS: usize = 20;
 
@@ -36,6 +36,25 @@ fn fixture(name: &str) -> Option<PathBuf> {
         eprintln!("skipped: ../shared/fixtures is not there");
     }
     found
+}
+
+/// A fixture whose tokenizer knows the token for pictures: PaliGemma's was made for ids alone.
+fn seeing(name: &str, folder: &common::Folder) -> Option<PathBuf> {
+    let dir = fixture(name)?;
+    if name != "paligemma" {
+        return Some(dir);
+    }
+    for file in std::fs::read_dir(&dir).unwrap() {
+        let path = file.unwrap().path();
+        std::fs::copy(&path, folder.0.join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.0.join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let token = json!({"id": 512, "content": "<image>", "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false, "special": true});
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    Some(folder.0.clone())
 }
 
 fn machine() -> Machine {
@@ -79,12 +98,12 @@ fn alone_with(model: &Path, projector: Option<&Path>, picture: &str, parts: Valu
     let rendered = text.render(&[message], true, 0).unwrap_or_else(|e| panic!("{e}"));
     let rendered = gallery.hang(&rendered, &seen, &text.tokenizer).unwrap();
     let ids = text.encode_rendered(&rendered);
-    let limits = Limits { context: 512, chunk: 512, kv: m.kv };
+    let limits = Limits { context: model.info().context.min(512), chunk: 512, kv: m.kv };
     let mut session = Session::new(&model.info().kv, limits);
     session.show(gallery.places(&ids, &seen).unwrap());
     let mut sampler = Sampler::new(Sampling::default()).unwrap();
     let stops = Stops { max_tokens: TOKENS, ids: text.stops.clone(), ..Stops::default() };
-    let mut answer = Answer::new(&text.tokenizer, StopStrings::new([]));
+    let mut answer = Turn::new(&text.tokenizer, StopStrings::new([]));
     let done =
         generate(&*model, &mut cpu, &mut session, &ids, &mut sampler, &stops, &mut |event| {
             if let lapidary_engine::Event::Token(id) = event {
@@ -164,8 +183,9 @@ fn dialects(png: &[u8]) -> [(&'static str, Value, &'static str); 7] {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_dialect_answers_as_the_plain_loop_does() {
+    let folder = common::Folder::new("server-pictures");
     for name in SEEING {
-        let Some(dir) = fixture(name) else { return };
+        let Some(dir) = seeing(name, &folder) else { return };
         let path = dir.join("image.png").display().to_string();
         let want = alone(&dir, &path, shown_first());
         assert!(want.len() > 10, "{want:?}");
@@ -326,6 +346,36 @@ async fn a_picture_in_the_middle_of_a_turn_stays_there_and_stored_ones_come_back
     let next = good(&server, "/v1/responses", next).await;
     let tokens = |r: &Value| r["usage"]["input_tokens"].as_u64().unwrap();
     assert!(tokens(&next) > tokens(&first) + TOKENS as u64, "{next}");
+}
+
+#[tokio::test]
+async fn a_model_that_answers_one_question_refuses_turns_and_shares_nothing() {
+    let folder = common::Folder::new("server-one-question");
+    let Some(dir) = seeing("paligemma", &folder) else { return };
+    let server = router(app(&dir));
+    let url = format!("data:image/png;base64,{}", STANDARD.encode(file(&dir)));
+    let body = chat(&[&url], QUESTION);
+    let first = good(&server, "/v1/chat/completions", body.clone()).await;
+    let again = good(&server, "/v1/chat/completions", body.clone()).await;
+    assert_eq!(again["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    assert_eq!(again["choices"][0]["message"], first["choices"][0]["message"]);
+    let question = &body["messages"][0];
+    for (turns, words) in [
+        (json!([question, {"role": "assistant", "content": "A "}]), "can't be gone on with"),
+        (
+            json!([{"role": "system", "content": "Be brief."}, question]),
+            "neither turns nor a system",
+        ),
+        (
+            json!([question, {"role": "assistant", "content": "A"}, {"role": "user", "content": "b"}]),
+            "neither turns nor a system",
+        ),
+    ] {
+        let mut more = body.clone();
+        more["messages"] = turns;
+        let said = refused("/v1/x", &ask(&server, "/v1/chat/completions", more).await);
+        assert!(said.contains(words), "{said}");
+    }
 }
 
 #[tokio::test]

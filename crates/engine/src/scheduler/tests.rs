@@ -17,6 +17,8 @@ struct World {
     scheduler: Scheduler,
     memory: usize,
     budget: usize,
+    /// Rows that go through one pass at most: of a picture, or of prompts that see themselves.
+    largest: usize,
     slots: HashMap<(usize, u32), [u64; KV_BLOCK]>,
     /// New tokens that are still wanted.
     live: BTreeMap<u64, usize>,
@@ -40,15 +42,26 @@ fn beginnings(tokens: &[u32], shown: &Shown) -> Vec<u64> {
 
 impl World {
     fn new(windows: &[Option<usize>], budget: usize, max_running: usize, spare: usize) -> Self {
+        Self::with(windows, budget, max_running, spare, PICTURE)
+    }
+
+    fn with(
+        windows: &[Option<usize>],
+        budget: usize,
+        max_running: usize,
+        spare: usize,
+        largest: usize,
+    ) -> Self {
         let layout = KvLayout::new(1, 16, windows);
-        let memory = layout.bytes(CONTEXT, budget.max(PICTURE), KvType::F16) + spare;
+        let memory = layout.bytes(CONTEXT, budget.max(largest), KvType::F16) + spare;
         let blocks = Blocks::new(&layout, KvType::F16, memory);
-        let scheduler = Scheduler::new(blocks, budget, max_running, PICTURE);
+        let scheduler = Scheduler::new(blocks, budget, max_running, largest);
         Self {
             layout,
             scheduler,
             memory,
             budget,
+            largest,
             slots: HashMap::new(),
             live: BTreeMap::new(),
             shown: HashMap::new(),
@@ -65,17 +78,22 @@ impl World {
     fn push_shown(
         &mut self,
         id: u64,
-        (prompt, shown): (Vec<u32>, Shown),
+        (prompt, mut shown): (Vec<u32>, Shown),
         new: usize,
         priority: i32,
         client: u64,
     ) {
+        let whole = self.largest == CONTEXT;
+        if whole {
+            // For what is checked here, such a prompt is as one picture.
+            shown = vec![(0..prompt.len(), 0)];
+        }
         let new = new.min(CONTEXT - prompt.len());
         self.live.insert(id, new);
         let pictures = shown.iter().map(|(rows, n)| (rows.clone(), [*n; 32])).collect();
         self.shown.insert(id, shown);
         let (reuse, space) = (!id.is_multiple_of(7), Space::default());
-        self.scheduler.push(New { id, prompt, pictures, priority, client, reuse, space });
+        self.scheduler.push(New { id, prompt, pictures, whole, priority, client, reuse, space });
     }
 
     /// A value for each beginning of a request's text.
@@ -109,7 +127,7 @@ impl World {
         let plan = self.scheduler.plan();
         self.follow();
         let pictures = plan.parts.iter().any(|p| !self.shown[&p.id].is_empty());
-        let most = self.budget + if pictures { PICTURE - 1 } else { 0 };
+        let most = self.budget + if pictures { self.largest - 1 } else { 0 };
         assert!(plan.rows() <= most, "{plan:?}");
         assert!(self.live.is_empty() || !plan.parts.is_empty(), "nothing moves: {plan:?}");
         self.preempted += plan.preempted.len();
@@ -321,6 +339,19 @@ fn a_prompt_that_many_begin_with_is_computed_once() {
     world.push(8, text(&[0, 1, 2, 0, 1, 2], 30), 3, 0, 0);
     world.finish();
     assert_eq!(world.reused, 6 * 6 * KV_BLOCK);
+}
+
+#[test]
+fn prompts_that_see_themselves_go_through_one_pass_and_share_nothing() {
+    for (budget, spare) in [(16, 40_000), (150, 0), (32, 1 << 20)] {
+        let mut world = World::with(&[None, Some(64)], budget, 8, spare, CONTEXT);
+        for id in 1..14 {
+            world.push(id, text(&[0, 1, (id % 3) as u8], 20), 200, 0, id);
+        }
+        world.finish();
+        assert_eq!((world.done.len(), world.reused), (13, 0));
+        assert!(spare != 40_000 || world.preempted > 0, "this one must preempt");
+    }
 }
 
 #[test]

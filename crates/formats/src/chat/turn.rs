@@ -76,6 +76,11 @@ impl<'a> TurnParser<'a> {
         Self { tokenizer, words: Detokenizer::new(tokenizer, true), markers, state }
     }
 
+    /// Whether a thought is open: between its first marker and its last.
+    pub fn thinking(&self) -> bool {
+        matches!(self.state, State::Channel(_) | State::Thought(_))
+    }
+
     /// What token `id` adds.
     pub fn push(&mut self, id: u32) -> Vec<Part> {
         let m = self.markers;

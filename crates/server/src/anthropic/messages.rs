@@ -9,6 +9,7 @@ use crate::fields::{Decoded, Field, Reading, Table, decode, differs, no, yes};
 use crate::job::{Job, OneOrMany, Prompt, Said, Settings, said, stops, token_limit};
 use crate::pictures::{Conversation, Image, NO_FETCHING, NO_FILES, Piece};
 use crate::stream;
+use crate::think::{self, Asked};
 use axum::extract::{Extension, State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json as value};
@@ -32,8 +33,7 @@ pub const TABLE: Table = &[
     differs("top_p", "without it, what the checkpoint recommends"),
     differs("metadata", "has no effect").of(&[differs("user_id", "has no effect")]),
     no("service_tier", "there is one tier").unless(&["\"auto\"", "\"standard_only\""]),
-    no("thinking", "models here don't think apart from their answer")
-        .unless(&["{\"type\":\"disabled\"}"]),
+    yes("thinking").of(THINKING),
     no("tools", NO_TOOLS).unless(&["[]"]),
     no("tool_choice", NO_TOOLS).unless(&["{\"type\":\"none\"}", "{\"type\":\"auto\"}"]),
     no("mcp_servers", NO_TOOLS).unless(&["[]"]),
@@ -49,14 +49,24 @@ pub const COUNT_TABLE: Table = &[
     yes("model"),
     yes("messages").note("counted exactly, template included").of(MESSAGE),
     yes("system").note("a string, or text blocks").of(TEXT_BLOCK),
-    no("thinking", "models here don't think apart from their answer")
-        .unless(&["{\"type\":\"disabled\"}"]),
+    yes("thinking").of(THINKING),
     no("tools", NO_TOOLS).unless(&["[]"]),
     no("tool_choice", NO_TOOLS).unless(&["{\"type\":\"none\"}", "{\"type\":\"auto\"}"]),
     no("mcp_servers", NO_TOOLS).unless(&["[]"]),
     no("context_management", "a prompt is never cut"),
     no("output_format", "constrained output is not supported yet"),
     no("output_config", "constrained output is not supported yet").unless(&["{}"]),
+];
+
+const THINKING: Table = &[
+    yes("type").note(
+        "`enabled`, `adaptive` or `disabled`; without it, what `--think` or the template says",
+    ),
+    differs(
+        "budget_tokens",
+        "has no effect: the model thinks for as long as it wants, within `max_tokens`",
+    ),
+    differs("display", "`summarized`: thoughts come whole; `omitted`: their blocks are empty"),
 ];
 
 const MESSAGE: Table = &[
@@ -67,7 +77,7 @@ const MESSAGE: Table = &[
 ];
 
 const BLOCK: Table = &block(
-    yes("type").note("`text` or `image`"),
+    yes("type").note("`text`, `image`, or `thinking` in a turn of the assistant"),
     yes("source").note("of an `image`, in a turn of the user").of(&[
         yes("type").note("`base64`"),
         yes("media_type").note("`image/png`, `image/jpeg` or `image/webp`"),
@@ -76,11 +86,18 @@ const BLOCK: Table = &block(
         no("file_id", "files are not stored: send the picture itself, in base64"),
         no("content", NO_FILES),
     ]),
+    differs("thinking", "templates leave out thoughts of earlier turns"),
+    differs("signature", "has no effect"),
 );
 
-const TEXT_BLOCK: Table = &block(yes("type").note("`text`"), no("source", "instructions are text"));
+const TEXT_BLOCK: Table = &block(
+    yes("type").note("`text`"),
+    no("source", "instructions are text"),
+    no("thinking", "instructions are text"),
+    no("signature", "instructions are text"),
+);
 
-const fn block(kind: Field, source: Field) -> [Field; 16] {
+const fn block(kind: Field, source: Field, thinking: Field, signature: Field) -> [Field; 16] {
     [
         kind,
         yes("text"),
@@ -95,8 +112,8 @@ const fn block(kind: Field, source: Field) -> [Field; 16] {
         no("tool_use_id", NO_TOOLS),
         no("content", NO_TOOLS),
         no("is_error", NO_TOOLS),
-        no("thinking", "models here don't think apart from their answer"),
-        no("signature", "models here don't think apart from their answer"),
+        thinking,
+        signature,
         no("data", NO_FILES),
     ]
 }
@@ -123,8 +140,53 @@ pub struct Request {
     pub top_k: Option<usize>,
     /// Only the likeliest tokens whose probabilities reach this sum.
     pub top_p: Option<f32>,
+    /// Whether to think.
+    pub thinking: Option<Thinking>,
     /// Accepted, without effect.
     pub metadata: Option<Metadata>,
+}
+
+/// Whether to think.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[schema(as = AnthropicThinking)]
+pub struct Thinking {
+    /// Whether.
+    #[serde(rename = "type")]
+    pub kind: ThinkingKind,
+    /// Accepted, without effect.
+    pub budget_tokens: Option<u64>,
+    /// What is shown of it.
+    pub display: Option<Display>,
+}
+
+/// Whether to think.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = AnthropicThinkingKind)]
+pub enum ThinkingKind {
+    /// Yes.
+    Enabled,
+    /// Yes: how long is the model's business anyway.
+    Adaptive,
+    /// No.
+    Disabled,
+}
+
+/// What is shown of thoughts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = AnthropicThinkingDisplay)]
+pub enum Display {
+    /// All of them.
+    Summarized,
+    /// That there are some.
+    Omitted,
+}
+
+impl Thinking {
+    fn asked(self) -> Asked {
+        Asked { on: self.kind != ThinkingKind::Disabled, field: "thinking" }
+    }
 }
 
 /// A request to count tokens.
@@ -137,6 +199,8 @@ pub struct CountRequest {
     pub messages: Vec<Turn>,
     /// How the model should behave.
     pub system: Option<Said<SystemBlock>>,
+    /// Whether to think.
+    pub thinking: Option<Thinking>,
 }
 
 /// Accepted, without effect.
@@ -186,6 +250,13 @@ pub enum Block {
         #[schema(value_type = Option<Object>)]
         cache_control: Option<Value>,
     },
+    /// What the model thought.
+    Thinking {
+        /// It.
+        thinking: String,
+        /// Accepted, without effect.
+        signature: Option<String>,
+    },
     /// A picture.
     Image {
         /// The picture.
@@ -233,6 +304,10 @@ fn pieces(content: &Said<Block>, i: usize) -> Result<Vec<Piece>, Failure> {
     };
     let piece = |(j, block): (usize, &Block)| match block {
         Block::Text { text, .. } => Ok(Piece::Text(text.clone())),
+        Block::Thinking { thinking, .. } => {
+            let field = format!("messages[{i}].content[{j}].thinking");
+            Ok(Piece::Thought { field, text: thinking.clone() })
+        }
         Block::Image { source: Source::Base64 { media_type, data }, .. } => {
             let at = format!("messages[{i}].content[{j}].source");
             let (field, kind) = (format!("{at}.data"), format!("{at}.media_type"));
@@ -257,6 +332,7 @@ fn instructions(system: &Said<SystemBlock>) -> String {
 fn conversation(
     turns: &[Turn],
     system: Option<&Said<SystemBlock>>,
+    thinking: Option<Thinking>,
 ) -> Result<Conversation, Failure> {
     if turns.is_empty() {
         return Err(Failure::field("messages", "at least one message was expected"));
@@ -272,7 +348,8 @@ fn conversation(
             _ => joined.push((turn.role, pieces)),
         }
     }
-    let mut out = Conversation::default();
+    let think = thinking.map(Thinking::asked);
+    let mut out = Conversation { think, ..Conversation::default() };
     system.iter().for_each(|s| out.say("system", &instructions(s)));
     for (role, pieces) in joined {
         out.show(if role == Role::User { "user" } else { "assistant" }, pieces)?;
@@ -297,8 +374,18 @@ impl Request {
             max_tokens: token_limit("max_tokens", Some(self.max_tokens))?,
             settings,
             stop: stops("stop_sequences", sequences)?,
-            ..Job::new(Prompt::Chat(conversation(&self.messages, self.system.as_ref())?))
+            ..Job::new(self.prompt()?)
         })
+    }
+
+    fn prompt(&self) -> Result<Prompt, Failure> {
+        let system = self.system.as_ref();
+        Ok(Prompt::Chat(conversation(&self.messages, system, self.thinking)?))
+    }
+
+    /// Whether thoughts come empty.
+    fn omits(&self) -> bool {
+        self.thinking.is_some_and(|t| t.display == Some(Display::Omitted))
     }
 }
 
@@ -322,7 +409,7 @@ pub fn read_count(
 ) -> Result<(Decoded<CountRequest>, Prompt), Failure> {
     let decoded: Decoded<CountRequest> = decode(body, COUNT_TABLE, reading)?;
     let r = &decoded.request;
-    let prompt = Prompt::Chat(conversation(&r.messages, r.system.as_ref())?);
+    let prompt = Prompt::Chat(conversation(&r.messages, r.system.as_ref(), r.thinking)?);
     Ok((decoded, prompt))
 }
 
@@ -338,8 +425,8 @@ pub struct Response {
     pub role: &'static str,
     /// The model that answered.
     pub model: String,
-    /// One block of text.
-    pub content: Vec<TextBlock>,
+    /// One block of text, and before it what was thought.
+    pub content: Vec<SaidBlock>,
     /// `end_turn`, `max_tokens` or `stop_sequence`.
     pub stop_reason: Option<&'static str>,
     /// The string that ended it.
@@ -348,17 +435,26 @@ pub struct Response {
     pub usage: Usage,
 }
 
-/// A block of text.
+/// A block of an answer.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-#[schema(as = AnthropicTextBlock)]
-pub struct TextBlock {
-    /// `text`.
-    pub r#type: &'static str,
-    /// The text.
-    pub text: String,
-    /// Always null.
-    #[schema(value_type = Option<Object>)]
-    pub citations: Value,
+#[serde(tag = "type", rename_all = "lowercase")]
+#[schema(as = AnthropicSaidBlock)]
+pub enum SaidBlock {
+    /// What was thought.
+    Thinking {
+        /// It.
+        thinking: String,
+        /// The fingerprint of the model that thought it.
+        signature: String,
+    },
+    /// What is said.
+    Text {
+        /// The text.
+        text: String,
+        /// Always null.
+        #[schema(value_type = Option<Object>)]
+        citations: Value,
+    },
 }
 
 /// Tokens.
@@ -371,10 +467,20 @@ pub struct Usage {
     pub cache_read_input_tokens: usize,
     /// Always 0: keeping a prefix costs nothing.
     pub cache_creation_input_tokens: usize,
-    /// Tokens of the answer.
+    /// Tokens of the answer, thoughts included.
     pub output_tokens: usize,
+    /// Of those.
+    pub output_tokens_details: OutputTokens,
     /// `standard`.
     pub service_tier: &'static str,
+}
+
+/// Of the answer's tokens.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = AnthropicOutputTokens)]
+pub struct OutputTokens {
+    /// Those that were thought, with the markers around them.
+    pub thinking_tokens: usize,
 }
 
 impl Usage {
@@ -385,6 +491,7 @@ impl Usage {
             cache_read_input_tokens: usage.cached,
             cache_creation_input_tokens: 0,
             output_tokens: usage.completion,
+            output_tokens_details: OutputTokens { thinking_tokens: usage.thought },
             service_tier: "standard",
         }
     }
@@ -412,8 +519,9 @@ pub async fn handle(
     Extension(caller): Extension<Arc<Caller>>,
     Whole(body): Whole,
 ) -> Reply {
-    let (Decoded { request, ignored }, job) = read(&body, app.reading())?;
+    let (Decoded { request, mut ignored }, mut job) = read(&body, app.reading())?;
     let model = app.registry.get(&request.model).await?;
+    think::settle(&mut job.prompt, &model, app.policy.lenient, &mut ignored)?;
     let answers = app.answers(&model, vec![job], &caller).await?;
     let seed = Some(answers.seed);
     let mut response = Response {
@@ -427,15 +535,20 @@ pub async fn handle(
         usage: Usage::new(&answers.usage()),
     };
     let reply = if request.stream.unwrap_or(false) {
-        stream::respond(answers, Stream::new(response), stream::EVENTS)
+        let signature = model.fingerprint.clone();
+        stream::respond(answers, Stream::new(response, signature, request.omits()), stream::EVENTS)
     } else {
         let (choices, usage) = answers.collect().await?;
         response.usage = Usage::new(&usage);
         for choice in choices {
             let (reason, string) = stop_reason(&choice.end);
             (response.stop_reason, response.stop_sequence) = (Some(reason), string);
-            let block = TextBlock { r#type: "text", text: choice.text, citations: Value::Null };
-            response.content.push(block);
+            if !choice.thought.is_empty() {
+                let thinking = if request.omits() { String::new() } else { choice.thought };
+                let signature = model.fingerprint.clone();
+                response.content.push(SaidBlock::Thinking { thinking, signature });
+            }
+            response.content.push(SaidBlock::Text { text: choice.text, citations: Value::Null });
         }
         json(&response)
     };
@@ -454,8 +567,9 @@ pub async fn count(
     Extension(caller): Extension<Arc<Caller>>,
     Whole(body): Whole,
 ) -> Reply {
-    let (Decoded { request, ignored }, prompt) = read_count(&body, app.reading())?;
+    let (Decoded { request, mut ignored }, mut prompt) = read_count(&body, app.reading())?;
     let model = app.registry.get(&request.model).await?;
+    think::settle(&mut prompt, &model, app.policy.lenient, &mut ignored)?;
     let prompts = answer::encode(&model, caller.client, vec![prompt]).await?;
     let n: usize = prompts.iter().map(|p| p.ids.len()).sum();
     Ok(signed(json(&value!({"input_tokens": n})), &model, None, &ignored))

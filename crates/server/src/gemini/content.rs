@@ -15,20 +15,26 @@ pub const CONTENT: Table =
 /// The fields of a content that is text alone.
 pub const TEXT_CONTENT: Table = &[
     yes("role").note("has no effect"),
-    yes("parts").of(&part(no("inlineData", "text was expected"))),
+    yes("parts").of(&part(
+        no("inlineData", "text was expected"),
+        no("thought", "text was expected").unless(&["false"]),
+    )),
 ];
 
-const PART: Table = &part(yes("inlineData").note("a picture, in a turn of the user").of(&[
-    yes("mimeType").note("`image/png`, `image/jpeg` or `image/webp`"),
-    yes("data"),
-    differs("displayName", "has no effect"),
-]));
+const PART: Table = &part(
+    yes("inlineData").note("a picture, in a turn of the user").of(&[
+        yes("mimeType").note("`image/png`, `image/jpeg` or `image/webp`"),
+        yes("data"),
+        differs("displayName", "has no effect"),
+    ]),
+    differs("thought", "in a turn of the model; templates leave out thoughts of earlier turns"),
+);
 
-const fn part(inline_data: Field) -> [Field; 14] {
+const fn part(inline_data: Field, thought: Field) -> [Field; 14] {
     [
         yes("text"),
         inline_data,
-        differs("thought", "has no effect"),
+        thought,
         differs("thoughtSignature", "has no effect"),
         differs("partMetadata", "has no effect"),
         no("fileData", NO_FETCHING),
@@ -75,7 +81,7 @@ pub struct Part {
     /// The picture.
     #[serde(rename = "inlineData")]
     pub inline_data: Option<Blob>,
-    /// Accepted, without effect.
+    /// Whether the text was thought.
     pub thought: Option<bool>,
     /// Accepted, without effect.
     #[serde(rename = "thoughtSignature")]
@@ -110,6 +116,10 @@ impl Content {
 
     fn pieces(&self, at: &str) -> Result<Vec<Piece>, Failure> {
         let piece = |(i, part): (usize, &Part)| match (&part.text, &part.inline_data) {
+            (Some(text), None) if part.thought == Some(true) => {
+                let field = format!("{at}.parts[{i}].thought");
+                Ok(Piece::Thought { field, text: text.clone() })
+            }
             (Some(text), None) => Ok(Piece::Text(text.clone())),
             (None, Some(blob)) => {
                 let at = format!("{at}.parts[{i}].inlineData");

@@ -11,7 +11,9 @@ use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
 use crate::job::{
     Job, MOST_CHOICES, MOST_LOGPROBS, OneOrMany, Prompt, Settings, stops, token_limit, within,
 };
+use crate::pictures::Conversation;
 use crate::stream;
+use crate::think::{self, Asked};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json as value};
 use std::sync::Arc;
@@ -55,11 +57,7 @@ const CONFIG: Table = &[
     no("_responseJsonSchema", "constrained output is not supported yet"),
     no("responseFormat", "constrained output is not supported yet"),
     no("responseModalities", "answers are text").unless(&["[\"TEXT\"]", "[]"]),
-    no("thinkingConfig", "models here don't think apart from their answer").unless(&[
-        "{\"thinkingBudget\":0}",
-        "{\"thinking_budget\":0}",
-        "{}",
-    ]),
+    yes("thinkingConfig").of(THINKING),
     no("speechConfig", "answers are text"),
     no("imageConfig", "answers are text"),
     no("mediaResolution", "pictures are seen as the model was made to see them")
@@ -70,12 +68,21 @@ const CONFIG: Table = &[
     no("audioTimestamp", "only text and pictures can be shown to a model yet").unless(&["false"]),
 ];
 
+const THINKING: Table = &[
+    yes("includeThoughts").note("without it, thoughts are not shown"),
+    differs("thinkingBudget", BUDGET),
+    differs("thinkingLevel", "the model thinks, for as long as it wants"),
+];
+
+const BUDGET: &str = "0: no thoughts; any other: the model thinks, for as long as it wants; without \
+                      it, what `--think` or the template says";
+
 /// The fields of a request to count tokens.
 pub const COUNT_TABLE: Table = &[
     yes("contents").note("counted exactly, template included").of(CONTENT),
     yes("systemInstruction").of(TEXT_CONTENT),
     yes("generateContentRequest").of(TABLE),
-    differs("generationConfig", "has no effect").of(CONFIG),
+    differs("generationConfig", "but for `thinkingConfig`, has no effect").of(CONFIG),
     differs("model", "must be the one of the path, if it is there"),
     no("tools", "the model can't call tools yet").unless(&["[]"]),
 ];
@@ -128,6 +135,43 @@ pub struct Config {
     pub response_logprobs: Option<bool>,
     /// Alternatives of each token.
     pub logprobs: Option<u64>,
+    /// Whether to think.
+    pub thinking_config: Option<ThinkingConfig>,
+}
+
+/// Whether to think.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = GeminiThinkingConfig)]
+pub struct ThinkingConfig {
+    /// Show what was thought.
+    pub include_thoughts: Option<bool>,
+    /// 0: not at all; anything else is: as much as the model wants.
+    pub thinking_budget: Option<i64>,
+    /// As much as the model wants.
+    pub thinking_level: Option<Level>,
+}
+
+/// How much to think.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[schema(as = GeminiThinkingLevel)]
+pub enum Level {
+    /// Nothing is said.
+    #[serde(alias = "thinking_level_unspecified")]
+    ThinkingLevelUnspecified,
+    /// As the others.
+    #[serde(alias = "minimal")]
+    Minimal,
+    /// As the others.
+    #[serde(alias = "low")]
+    Low,
+    /// As the others.
+    #[serde(alias = "medium")]
+    Medium,
+    /// As the others.
+    #[serde(alias = "high")]
+    High,
 }
 
 /// A request to count tokens.
@@ -141,7 +185,7 @@ pub struct CountRequest {
     pub system_instruction: Option<Content>,
     /// A whole request, instead.
     pub generate_content_request: Option<Request>,
-    /// Accepted, without effect.
+    /// Accepted; but for `thinkingConfig`, without effect.
     pub generation_config: Option<Config>,
     /// The model of the path.
     pub model: Option<String>,
@@ -161,6 +205,26 @@ impl Config {
                 Err(Failure::field(at("logprobs"), "needs responseLogprobs to be true"))
             }
         }
+    }
+
+    fn think(&self) -> Result<Option<Asked>, Failure> {
+        let Some(config) = &self.thinking_config else { return Ok(None) };
+        let level = config.thinking_level.filter(|l| *l != Level::ThinkingLevelUnspecified);
+        let asked = |on, field| Some(Asked { on, field });
+        match (config.thinking_budget, level) {
+            (Some(_), Some(_)) => {
+                let message = "either a level or a budget was expected, not both";
+                Err(Failure::field(at("thinkingConfig.thinkingLevel"), message))
+            }
+            (Some(n), _) => Ok(asked(n != 0, "generationConfig.thinkingConfig.thinkingBudget")),
+            (_, Some(_)) => Ok(asked(true, "generationConfig.thinkingConfig.thinkingLevel")),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether thoughts are shown.
+    fn shows(&self) -> bool {
+        self.thinking_config.as_ref().and_then(|c| c.include_thoughts).unwrap_or(false)
     }
 
     fn top_k(&self) -> Result<Option<usize>, Failure> {
@@ -201,8 +265,22 @@ impl Request {
     }
 
     fn prompt(&self) -> Result<Prompt, Failure> {
-        Ok(Prompt::Chat(conversation(&self.contents, self.system_instruction.as_ref())?))
+        prompt(&self.contents, self.system_instruction.as_ref(), self.generation_config.as_ref())
     }
+
+    /// Whether thoughts are shown.
+    fn shows(&self) -> bool {
+        self.generation_config.as_ref().is_some_and(Config::shows)
+    }
+}
+
+fn prompt(
+    contents: &[Content],
+    system: Option<&Content>,
+    config: Option<&Config>,
+) -> Result<Prompt, Failure> {
+    let think = config.map(Config::think).transpose()?.flatten();
+    Ok(Prompt::Chat(Conversation { think, ..conversation(contents, system)? }))
 }
 
 impl CountRequest {
@@ -210,7 +288,8 @@ impl CountRequest {
         match (&self.generate_content_request, &self.contents) {
             (Some(request), None) => request.prompt(),
             (None, Some(contents)) => {
-                Ok(Prompt::Chat(conversation(contents, self.system_instruction.as_ref())?))
+                let config = self.generation_config.as_ref();
+                prompt(contents, self.system_instruction.as_ref(), config)
             }
             _ => Err(Failure::invalid("either contents or generateContentRequest was expected")),
         }
@@ -276,7 +355,9 @@ pub struct UsageMetadata {
     pub prompt_token_count: usize,
     /// Of the answers.
     pub candidates_token_count: usize,
-    /// Of both.
+    /// Of what was thought before them, with the markers around it.
+    pub thoughts_token_count: usize,
+    /// Of all three.
     pub total_token_count: usize,
     /// Of the prompt, those that were in the cache.
     pub cached_content_token_count: usize,
@@ -287,7 +368,8 @@ impl UsageMetadata {
     pub fn new(usage: &answer::Usage) -> Self {
         Self {
             prompt_token_count: usage.prompt,
-            candidates_token_count: usage.completion,
+            candidates_token_count: usage.completion - usage.thought,
+            thoughts_token_count: usage.thought,
             total_token_count: usage.prompt + usage.completion,
             cached_content_token_count: usage.cached,
         }
@@ -305,6 +387,11 @@ pub fn finish_reason(end: &End) -> &'static str {
 /// One answer, or a part of it.
 pub fn candidate(index: usize, text: &str) -> Value {
     value!({"content": {"parts": [{"text": text}], "role": "model"}, "index": index})
+}
+
+/// A part of what was thought before an answer.
+pub fn thought(text: &str) -> Value {
+    value!({"text": text, "thought": true})
 }
 
 /// The probabilities of tokens.
@@ -327,17 +414,21 @@ pub fn logprobs(tokens: &[Token]) -> Value {
     (status = "5XX", description = "Busy or broken", body = super::ErrorBody),
 ))]
 pub async fn generate(app: Shared, caller: Arc<Caller>, name: &str, body: &[u8]) -> Reply {
-    let (Decoded { request, ignored }, job) = read(body, reading(&app))?;
+    let (Decoded { request, mut ignored }, mut job) = read(body, reading(&app))?;
     check_model(name, request.model.as_deref())?;
     let model = app.registry.get(name).await?;
+    think::settle(&mut job.prompt, &model, app.policy.lenient, &mut ignored)?;
     let wanted = job.logprobs.is_some();
     let answers = app.answers(&model, vec![job], &caller).await?;
     let seed = Some(answers.seed);
     let (choices, usage) = answers.collect().await?;
     let one = |(index, c): (usize, Choice)| {
         let mut out = candidate(index, &c.text);
+        if request.shows() && !c.thought.is_empty() {
+            out["content"]["parts"] = value!([thought(&c.thought), {"text": c.text}]);
+        }
         out["finishReason"] = finish_reason(&c.end).into();
-        out["tokenCount"] = c.completion.into();
+        out["tokenCount"] = (c.completion - c.thought_tokens).into();
         if wanted {
             out["logprobsResult"] = logprobs(&c.tokens);
             let sum: f32 = c.tokens.iter().map(|t| t.logprob).sum();
@@ -365,13 +456,15 @@ pub async fn generate(app: Shared, caller: Arc<Caller>, name: &str, body: &[u8])
     (status = "5XX", description = "Busy or broken", body = super::ErrorBody),
 ))]
 pub async fn stream(app: Shared, caller: Arc<Caller>, name: &str, body: &[u8], sse: bool) -> Reply {
-    let (Decoded { request, ignored }, job) = read(body, reading(&app))?;
+    let (Decoded { request, mut ignored }, mut job) = read(body, reading(&app))?;
     check_model(name, request.model.as_deref())?;
     let model = app.registry.get(name).await?;
+    think::settle(&mut job.prompt, &model, app.policy.lenient, &mut ignored)?;
     let answers = app.answers(&model, vec![job], &caller).await?;
     let seed = Some(answers.seed);
     let version = format!("{}@{}", model.name, model.fingerprint);
-    let form = Stream::new(version, app.fresh_id(""), sse, answers.usage());
+    let shows = request.shows();
+    let form = Stream::new(version, app.fresh_id(""), sse, shows, answers.usage());
     let kind = if sse { stream::EVENTS } else { stream::JSON };
     Ok(signed(stream::respond(answers, form, kind), &model, seed, &ignored))
 }
@@ -385,9 +478,10 @@ pub async fn stream(app: Shared, caller: Arc<Caller>, name: &str, body: &[u8], s
     (status = "5XX", description = "Busy or broken", body = super::ErrorBody),
 ))]
 pub async fn count(app: Shared, caller: Arc<Caller>, name: &str, body: &[u8]) -> Reply {
-    let (Decoded { request, ignored }, prompt) = read_count(body, reading(&app))?;
+    let (Decoded { request, mut ignored }, mut prompt) = read_count(body, reading(&app))?;
     check_model(name, request.model.as_deref())?;
     let model = app.registry.get(name).await?;
+    think::settle(&mut prompt, &model, app.policy.lenient, &mut ignored)?;
     let prompts = answer::encode(&model, caller.client, vec![prompt]).await?;
     let (all, seen) = prompts.iter().fold((0, 0), |(a, s), p| (a + p.ids.len(), s + p.seen()));
     let mut details = vec![value!({"modality": "TEXT", "tokenCount": all - seen})];

@@ -1,6 +1,6 @@
 //! The parts of a streamed answer, as server-sent events or as a JSON array.
 
-use super::generate::{Response, UsageMetadata, candidate, finish_reason, logprobs};
+use super::generate::{Response, UsageMetadata, candidate, finish_reason, logprobs, thought};
 use crate::answer::{Part, Usage};
 use crate::failure::Failure;
 use crate::stream::{Encoder, sse};
@@ -11,15 +11,17 @@ pub struct Stream {
     version: String,
     id: String,
     sse: bool,
-    prompt: Usage,
-    completion: usize,
+    /// Whether thoughts are shown.
+    shows: bool,
+    /// The prompt's tokens, and those of answers that are complete.
+    usage: Usage,
     begun: bool,
 }
 
 impl Stream {
     /// An answer that has just begun.
-    pub fn new(version: String, id: String, sse: bool, prompt: Usage) -> Self {
-        Self { version, id, sse, prompt, completion: 0, begun: false }
+    pub fn new(version: String, id: String, sse: bool, shows: bool, usage: Usage) -> Self {
+        Self { version, id, sse, shows, usage, begun: false }
     }
 
     fn piece(&mut self, value: &Value) -> String {
@@ -55,14 +57,21 @@ impl Encoder for Stream {
                 }
                 out
             }
-            Part::End { choice, end, completion } => {
-                self.completion += completion;
+            Part::Thought { .. } if !self.shows => return String::new(),
+            Part::Thought { choice, text } => {
+                let mut out = candidate(*choice, "");
+                out["content"]["parts"] = json!([thought(text)]);
+                out
+            }
+            Part::End { choice, end, completion, thought } => {
+                self.usage.completion += completion;
+                self.usage.thought += thought;
                 let mut out = candidate(*choice, "");
                 out["finishReason"] = finish_reason(end).into();
                 out
             }
         };
-        let usage = Usage { completion: self.completion, ..self.prompt };
+        let usage = self.usage;
         self.response(vec![candidate], &usage)
     }
 

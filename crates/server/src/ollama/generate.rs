@@ -10,6 +10,7 @@ use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
 use crate::job::{Job, MOST_LOGPROBS, Prompt, within};
 use crate::pictures::{Conversation, Image, Piece};
 use crate::stream;
+use crate::think::{self, Asked};
 use axum::extract::{Extension, State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json as value};
@@ -20,7 +21,8 @@ use utoipa::ToSchema;
 const NO_TOOLS: &str = "the model can't call tools yet";
 const IMAGES: &str = "PNG, JPEG or WebP files in base64";
 const NO_FORMAT: &str = "constrained output is not supported yet";
-const NO_THOUGHTS: &str = "models here don't think apart from their answer";
+const THINK: &str = "a level is as good as true: the model thinks, for as long as it wants; without \
+                     it, what `--think` or the template says";
 const KEEP: &str = "has no effect: --idle says when models are unloaded";
 
 /// The fields of a request to `/api/chat`.
@@ -35,7 +37,10 @@ pub const CHAT_TABLE: Table = &[
             no("tool_calls", NO_TOOLS).unless(&["[]"]),
             no("tool_name", NO_TOOLS),
             no("tool_call_id", NO_TOOLS),
-            no("thinking", NO_THOUGHTS).unless(&["\"\""]),
+            differs(
+                "thinking",
+                "of a turn of the assistant; templates leave out thoughts of earlier turns",
+            ),
         ]),
     yes("stream").note("true by default"),
     yes("options").of(options::TABLE),
@@ -44,7 +49,7 @@ pub const CHAT_TABLE: Table = &[
     yes("top_logprobs"),
     no("tools", NO_TOOLS).unless(&["[]"]),
     no("format", NO_FORMAT).unless(&["\"\""]),
-    no("think", NO_THOUGHTS).unless(&["false"]),
+    differs("think", THINK),
     no("truncate", "a prompt is never cut").unless(&["false"]),
     no("shift", "a full context ends the answer").unless(&["false"]),
 ];
@@ -65,7 +70,7 @@ pub const GENERATE_TABLE: Table = &[
     no("template", "the checkpoint's own is used").unless(&["\"\""]),
     no("context", "send the conversation to /api/chat instead").unless(&["[]"]),
     no("format", NO_FORMAT).unless(&["\"\""]),
-    no("think", NO_THOUGHTS).unless(&["false"]),
+    differs("think", THINK),
     no("truncate", "a prompt is never cut").unless(&["false"]),
     no("shift", "a full context ends the answer").unless(&["false"]),
 ];
@@ -81,6 +86,8 @@ pub struct ChatRequest {
     pub messages: Vec<Turn>,
     /// Send the answer as it is made.
     pub stream: Option<bool>,
+    /// Whether to think.
+    pub think: Option<Think>,
     /// How the model answers.
     pub options: Option<Options>,
     /// Accepted, without effect.
@@ -100,8 +107,42 @@ pub struct Turn {
     pub role: Role,
     /// What is said.
     pub content: String,
+    /// What the model thought before it said it.
+    pub thinking: Option<String>,
     /// Pictures in base64, which are shown before it.
     pub images: Option<Vec<String>>,
+}
+
+/// Whether to think.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "true, false, \"low\", \"medium\", \"high\" or \"max\" was expected")]
+#[schema(as = OllamaThink)]
+pub enum Think {
+    /// Whether.
+    Whether(bool),
+    /// How much: as much as the model wants.
+    Level(Level),
+}
+
+/// How much to think.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = OllamaThinkLevel)]
+pub enum Level {
+    /// As the others.
+    Low,
+    /// As the others.
+    Medium,
+    /// As the others.
+    High,
+    /// As the others.
+    Max,
+}
+
+impl Think {
+    fn asked(self) -> Asked {
+        Asked { on: self != Think::Whether(false), field: "think" }
+    }
 }
 
 /// Who speaks.
@@ -134,6 +175,8 @@ pub struct GenerateRequest {
     pub raw: Option<bool>,
     /// Send the answer as it is made.
     pub stream: Option<bool>,
+    /// Whether to think.
+    pub think: Option<Think>,
     /// How the model answers.
     pub options: Option<Options>,
     /// Accepted, without effect.
@@ -167,7 +210,8 @@ impl ChatRequest {
     /// # Errors
     /// If a value is out of its range.
     pub fn job(&self) -> Result<Option<Job>, Failure> {
-        let mut conversation = Conversation::default();
+        let think = self.think.map(Think::asked);
+        let mut conversation = Conversation { think, ..Conversation::default() };
         for (i, m) in self.messages.iter().enumerate() {
             let role = match m.role {
                 Role::System => "system",
@@ -175,7 +219,11 @@ impl ChatRequest {
                 Role::Assistant => "assistant",
             };
             let at = format!("messages[{i}].images");
-            conversation.show(role, pieces(&at, m.images.as_ref(), &m.content))?;
+            let mut said = pieces(&at, m.images.as_ref(), &m.content);
+            if let Some(text) = m.thinking.clone().filter(|t| !t.is_empty()) {
+                said.push(Piece::Thought { field: format!("messages[{i}].thinking"), text });
+            }
+            conversation.show(role, said)?;
         }
         let prompt = Prompt::Chat(conversation);
         let job = self.options.clone().unwrap_or_default().job(prompt)?;
@@ -197,10 +245,14 @@ impl GenerateRequest {
         if raw && self.images.as_ref().is_some_and(|i| !i.is_empty()) {
             return Err(Failure::field("images", "a raw prompt has no place for them"));
         }
+        if raw && self.think.is_some_and(|t| t.asked().on) {
+            return Err(Failure::field("think", "a raw prompt has no place for it"));
+        }
         let prompt = if raw {
             Prompt::Text(self.prompt.clone())
         } else {
-            let mut conversation = Conversation::default();
+            let think = self.think.map(Think::asked);
+            let mut conversation = Conversation { think, ..Conversation::default() };
             let system = self.system.as_deref().filter(|s| !s.is_empty());
             system.iter().for_each(|s| conversation.say("system", s));
             conversation.show("user", pieces("images", self.images.as_ref(), &self.prompt))?;
@@ -253,6 +305,9 @@ pub struct Response {
     /// The text (`/api/generate`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response: Option<String>,
+    /// What the model thought before (`/api/generate`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<String>,
     /// Whether it is complete.
     pub done: bool,
     /// `stop`, `length` or `load`.
@@ -302,13 +357,19 @@ pub struct Head {
 }
 
 impl Head {
-    /// A line with a piece of the answer.
-    pub fn line(&self, text: &str, tokens: Option<&[Token]>) -> Response {
+    /// A line with a piece of the answer, and of what was thought before it.
+    pub fn line(&self, thought: &str, text: &str, tokens: Option<&[Token]>) -> Response {
+        let thinking = Some(thought.to_owned()).filter(|t| !t.is_empty());
+        let mut message = value!({"role": "assistant", "content": text});
+        if let Some(thinking) = &thinking {
+            message["thinking"] = thinking.as_str().into();
+        }
         Response {
             model: self.model.clone(),
             created_at: crate::clock::rfc3339(SystemTime::now()),
-            message: self.chat.then(|| value!({"role": "assistant", "content": text})),
+            message: self.chat.then_some(message),
             response: (!self.chat).then(|| text.to_owned()),
+            thinking: thinking.filter(|_| !self.chat),
             done: false,
             done_reason: None,
             logprobs: tokens.map(probabilities),
@@ -316,8 +377,8 @@ impl Head {
         }
     }
 
-    /// The last line, or the whole answer.
-    pub fn last(&self, text: &str, tokens: Option<&[Token]>, end: &End, usage: &Usage) -> Response {
+    /// The last line, or the line of a whole answer.
+    pub fn last(&self, line: Response, end: &End, usage: &Usage) -> Response {
         let figures = Figures {
             total_duration: self.start.elapsed().as_nanos() as u64,
             load_duration: (self.loaded - self.start).as_nanos() as u64,
@@ -331,12 +392,7 @@ impl Head {
             End::Stop | End::StopString(_) => "stop",
             End::Length | End::Context => "length",
         };
-        Response {
-            done: true,
-            done_reason: Some(reason),
-            figures: Some(figures),
-            ..self.line(text, tokens)
-        }
+        Response { done: true, done_reason: Some(reason), figures: Some(figures), ..line }
     }
 }
 
@@ -368,7 +424,7 @@ pub async fn chat(
     let start = Instant::now();
     let (Decoded { request, ignored }, job) = read_chat(&body, app.reading())?;
     let ChatRequest { model, options, stream, .. } = request;
-    let asked = Asked { model, options, stream, chat: true, start, job, ignored };
+    let asked = Wanted { model, options, stream, chat: true, start, job, ignored };
     answer(&app, &caller, asked).await
 }
 
@@ -387,12 +443,12 @@ pub async fn generate(
     let start = Instant::now();
     let (Decoded { request, ignored }, job) = read_generate(&body, app.reading())?;
     let GenerateRequest { model, options, stream, .. } = request;
-    let asked = Asked { model, options, stream, chat: false, start, job, ignored };
+    let asked = Wanted { model, options, stream, chat: false, start, job, ignored };
     answer(&app, &caller, asked).await
 }
 
 /// What both endpoints were asked for.
-struct Asked {
+struct Wanted {
     model: String,
     options: Option<Options>,
     stream: Option<bool>,
@@ -403,17 +459,18 @@ struct Asked {
     ignored: Vec<String>,
 }
 
-async fn answer(app: &Shared, caller: &Caller, asked: Asked) -> Reply {
-    let Asked { model, options, stream, chat, start, job, ignored } = asked;
+async fn answer(app: &Shared, caller: &Caller, asked: Wanted) -> Reply {
+    let Wanted { model, options, stream, chat, start, job, mut ignored } = asked;
     let model = app.registry.get(&model).await?;
     options.unwrap_or_default().check(model.card.context)?;
     let (name, fingerprint) = (model.name.clone(), model.fingerprint.clone());
     let head = Head { model: name, fingerprint, chat, start, loaded: Instant::now() };
-    let Some(job) = job else {
+    let Some(mut job) = job else {
         // An empty request loads the model.
-        let loaded = Response { done: true, done_reason: Some("load"), ..head.line("", None) };
+        let loaded = Response { done: true, done_reason: Some("load"), ..head.line("", "", None) };
         return Ok(signed(json(&loaded), &model, None, &ignored));
     };
+    think::settle(&mut job.prompt, &model, app.policy.lenient, &mut ignored)?;
     let wanted = job.logprobs.is_some();
     let answers: Answers = app.answers(&model, vec![job], caller).await?;
     let seed = Some(answers.seed);
@@ -421,10 +478,9 @@ async fn answer(app: &Shared, caller: &Caller, asked: Asked) -> Reply {
         stream::respond(answers, Stream::new(head), stream::LINES)
     } else {
         let (choices, usage) = answers.collect().await?;
-        let choice = choices.first();
-        let text = choice.map_or("", |c| &c.text);
-        let tokens = choice.map(|c| &c.tokens[..]).filter(|_| wanted);
-        json(&head.last(text, tokens, choice.map_or(&End::Stop, |c| &c.end), &usage))
+        let choice = choices.into_iter().next().unwrap_or_default();
+        let tokens = wanted.then_some(&choice.tokens[..]);
+        json(&head.last(head.line(&choice.thought, &choice.text, tokens), &choice.end, &usage))
     };
     Ok(signed(reply, &model, seed, &ignored))
 }

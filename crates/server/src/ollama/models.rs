@@ -135,11 +135,13 @@ pub async fn show(State(app): State<Shared>, Whole(body): Whole) -> Reply {
     info[format!("{family}.embedding_length")] = card.width.into();
     info[format!("{family}.block_count")] = card.layers.into();
     info[format!("{family}.vocab_size")] = card.vocab.into();
-    let capabilities: &[&str] = match (card.chats, card.sees()) {
-        (true, true) => &["completion", "vision", "embedding"],
-        (true, false) => &["completion", "embedding"],
-        (false, _) => &["embedding"],
-    };
+    let mut capabilities = Vec::new();
+    if card.chats {
+        let others = [(card.sees(), "vision"), (card.thinks, "thinking")];
+        capabilities.push("completion");
+        capabilities.extend(others.into_iter().filter(|o| o.0).map(|o| o.1));
+    }
+    capabilities.push("embedding");
     let parameters = format!("num_ctx {}", card.context);
     Ok(json(&value!({
         "modelfile": "", "parameters": parameters, "template": "", "license": card.license,

@@ -27,7 +27,8 @@ fn line(value: &impl Serialize) -> String {
 impl Encoder for Stream {
     fn part(&mut self, part: &Part) -> String {
         match part {
-            Part::Text { text, tokens, .. } => line(&self.head.line(text, tokens.as_deref())),
+            Part::Text { text, tokens, .. } => line(&self.head.line("", text, tokens.as_deref())),
+            Part::Thought { text, .. } => line(&self.head.line(text, "", None)),
             Part::End { end, .. } => {
                 self.end = end.clone();
                 String::new()
@@ -36,7 +37,7 @@ impl Encoder for Stream {
     }
 
     fn finish(&mut self, usage: &Usage) -> String {
-        line(&self.head.last("", None, &self.end, usage))
+        line(&self.head.last(self.head.line("", "", None), &self.end, usage))
     }
 
     fn failed(&mut self, failure: &Failure) -> String {

@@ -1,6 +1,6 @@
 //! `/v1/chat/completions`.
 
-use super::content::{ChatMessage, MESSAGE, logprobs, messages};
+use super::content::{ChatMessage, Effort, MESSAGE, logprobs, messages};
 use super::sampling::sampled;
 use crate::answer::{Choice, End, Part, Token};
 use crate::app::{App, Shared, Whole, json, signed};
@@ -9,13 +9,19 @@ use crate::failure::{Failure, Reply};
 use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
 use crate::job::{Job, Prompt, token_limit};
 use crate::model::Model;
+use crate::pictures::Conversation;
 use crate::stream::{self, Encoder, sse};
+use crate::think;
 use axum::extract::{Extension, State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json as value};
 use std::collections::HashMap;
 use std::sync::Arc;
 use utoipa::ToSchema;
+
+/// What becomes of an effort.
+pub const EFFORT: &str = "`none`: no thoughts; any other: the model thinks, for as long as it wants; \
+                      without it, what `--think` or the template says";
 
 /// The fields of a request.
 pub const TABLE: Table = &[
@@ -35,6 +41,7 @@ pub const TABLE: Table = &[
     yes("frequency_penalty"),
     yes("presence_penalty"),
     yes("logit_bias"),
+    differs("reasoning_effort", EFFORT),
     differs("seed", "promised, not best effort: the same request gives the same bytes"),
     differs("stop", "up to 16 strings, not 4"),
     differs("n", "at most 16"),
@@ -55,8 +62,6 @@ pub const TABLE: Table = &[
     no("tool_choice", "the model can't call tools yet").unless(&["\"none\"", "\"auto\""]),
     no("functions", "the model can't call tools yet").unless(&["[]"]),
     no("function_call", "the model can't call tools yet").unless(&["\"none\"", "\"auto\""]),
-    no("reasoning_effort", "models here don't reason apart from their answer")
-        .unless(&["\"none\""]),
     no("verbosity", "models here have no such setting").unless(&["\"medium\""]),
     no("prediction", "predicted outputs are not supported"),
     no("audio", "answers are text"),
@@ -87,6 +92,8 @@ sampled! {
         pub logprobs: Option<bool>,
         /// Alternatives of each token.
         pub top_logprobs: Option<u64>,
+        /// Whether to think.
+        pub reasoning_effort: Option<Effort>,
         /// Accepted, without effect.
         pub user: Option<String>,
         /// Accepted, without effect.
@@ -121,8 +128,13 @@ impl Request {
         Ok(Job {
             max_tokens: limit.or(token_limit("max_tokens", self.max_tokens)?),
             logprobs: logprobs(self.logprobs, self.top_logprobs)?,
-            ..self.sampled(Prompt::Chat(messages(&self.messages)?))?
+            ..self.sampled(Prompt::Chat(self.conversation()?))?
         })
+    }
+
+    fn conversation(&self) -> Result<Conversation, Failure> {
+        let think = self.reasoning_effort.map(|e| e.asked("reasoning_effort"));
+        Ok(Conversation { think, ..messages(&self.messages)? })
     }
 }
 
@@ -177,6 +189,9 @@ pub struct ChatChoice {
 pub struct AssistantMessage {
     /// `assistant`.
     pub role: &'static str,
+    /// What the model thought before, if it did. Not OpenAI's, whose chats hide it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
     /// The text.
     pub content: String,
     /// Always null.
@@ -197,6 +212,8 @@ pub struct Usage {
     pub total_tokens: usize,
     /// Of the prompt's tokens.
     pub prompt_tokens_details: PromptTokens,
+    /// Of the answers' tokens.
+    pub completion_tokens_details: CompletionTokens,
 }
 
 /// Of the prompt's tokens.
@@ -204,6 +221,13 @@ pub struct Usage {
 pub struct PromptTokens {
     /// Those that were still in the cache.
     pub cached_tokens: usize,
+}
+
+/// Of the answers' tokens.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct CompletionTokens {
+    /// Those that were thought, with the markers around them.
+    pub reasoning_tokens: usize,
 }
 
 impl Usage {
@@ -214,6 +238,7 @@ impl Usage {
             completion_tokens: usage.completion,
             total_tokens: usage.prompt + usage.completion,
             prompt_tokens_details: PromptTokens { cached_tokens: usage.cached },
+            completion_tokens_details: CompletionTokens { reasoning_tokens: usage.thought },
         }
     }
 }
@@ -252,6 +277,7 @@ pub fn response(
         finish_reason: finish_reason(&c.end),
         message: AssistantMessage {
             role: "assistant",
+            reasoning_content: Some(c.thought).filter(|t| !t.is_empty()),
             content: c.text,
             refusal: None,
             annotations: vec![],
@@ -331,6 +357,10 @@ impl Encoder for Stream {
                 let begin = self.begin(*choice);
                 begin + &self.choice(*choice, value!({"content": text}), logprobs, Value::Null)
             }
+            Part::Thought { choice, text } => {
+                let (begin, delta) = (self.begin(*choice), value!({"reasoning_content": text}));
+                begin + &self.choice(*choice, delta, Value::Null, Value::Null)
+            }
             Part::End { choice, end, .. } => {
                 let begin = self.begin(*choice);
                 begin + &self.choice(*choice, value!({}), Value::Null, finish_reason(end).into())
@@ -367,8 +397,9 @@ pub async fn handle(
     Extension(caller): Extension<Arc<Caller>>,
     Whole(body): Whole,
 ) -> Reply {
-    let (Decoded { request, ignored }, job) = read(&body, app.reading())?;
+    let (Decoded { request, mut ignored }, mut job) = read(&body, app.reading())?;
     let model = app.registry.get(&request.model).await?;
+    think::settle(&mut job.prompt, &model, app.policy.lenient, &mut ignored)?;
     let answers = app.answers(&model, vec![job], &caller).await?;
     let seed = Some(answers.seed);
     let head = Head::new(&app, &model, "chatcmpl-");

@@ -222,6 +222,8 @@ impl Encoder for Stream {
                 let logprobs = tokens.as_ref().map(|t| logprobs(t, offset));
                 value!({"text": text, "index": choice, "logprobs": logprobs, "finish_reason": null})
             }
+            // Nobody thinks in a text that goes on.
+            Part::Thought { .. } => return String::new(),
             Part::End { choice, end, .. } => {
                 let reason = finish_reason(end);
                 value!({"text": "", "index": choice, "logprobs": null, "finish_reason": reason})

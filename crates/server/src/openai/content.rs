@@ -4,7 +4,8 @@ use crate::failure::Failure;
 use crate::fields::{Table, differs, no, yes};
 use crate::job::{MOST_LOGPROBS, Said, said, within};
 use crate::pictures::{Conversation, Image, NO_FILES, Piece};
-use serde::Deserialize;
+use crate::think::Asked;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use utoipa::ToSchema;
 
@@ -17,6 +18,10 @@ pub const DETAIL: &str = "has no effect: pictures are seen as the model was made
 pub const MESSAGE: Table = &[
     yes("role").note("`system`, `developer` (as system), `user`, `assistant`"),
     yes("content").note("a string, or an array of parts").of(PART),
+    differs(
+        "reasoning_content",
+        "not OpenAI's: what the model thought; templates leave out thoughts of earlier turns",
+    ),
     no("name", "chat templates have no place for it"),
     no("refusal", "there are no refusals beside the content"),
     no("tool_calls", NO_TOOLS).unless(&["[]"]),
@@ -48,6 +53,36 @@ pub struct ChatMessage {
     /// What is said.
     #[serde(deserialize_with = "said")]
     pub content: Said<Part>,
+    /// What the model thought before it said it.
+    pub reasoning_content: Option<String>,
+}
+
+/// How much to think.
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, ToSchema, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = OpenAiEffort)]
+pub enum Effort {
+    /// Not at all.
+    None,
+    /// As the others: the model thinks.
+    Minimal,
+    /// As the others.
+    Low,
+    /// As the others.
+    Medium,
+    /// As the others.
+    High,
+    /// As the others.
+    Xhigh,
+    /// As the others.
+    Max,
+}
+
+impl Effort {
+    /// What it asks for in `field`.
+    pub fn asked(self, field: &'static str) -> Asked {
+        Asked { on: self != Effort::None, field }
+    }
 }
 
 /// Who speaks.
@@ -113,22 +148,33 @@ pub fn messages(messages: &[ChatMessage]) -> Result<Conversation, Failure> {
     }
     let mut out = Conversation::default();
     for (i, m) in messages.iter().enumerate() {
+        let mut pieces = Vec::new();
+        if let Some(text) = &m.reasoning_content {
+            let field = format!("messages[{i}].reasoning_content");
+            pieces.push(Piece::Thought { field, text: text.clone() });
+        }
         match &m.content {
-            Said::Text(text) => out.say(m.role.name(), text),
+            Said::Text(text) => pieces.push(Piece::Text(text.clone())),
             Said::Parts(parts) => {
-                let piece = |(j, part): (usize, &Part)| match part {
-                    Part::Text { text } => Ok(Piece::Text(text.clone())),
-                    Part::ImageUrl { image_url } => {
-                        let field = format!("messages[{i}].content[{j}].image_url.url");
-                        Image::from_url(field, &image_url.url).map(Piece::Image)
-                    }
-                };
-                let pieces = parts.iter().enumerate().map(piece).collect::<Result<_, _>>()?;
-                out.show(m.role.name(), pieces)?;
+                for (j, part) in parts.iter().enumerate() {
+                    pieces.push(part.piece(&format!("messages[{i}].content[{j}]"))?);
+                }
+            }
+        }
+        out.show(m.role.name(), pieces)?;
+    }
+    Ok(out)
+}
+
+impl Part {
+    fn piece(&self, at: &str) -> Result<Piece, Failure> {
+        match self {
+            Part::Text { text } => Ok(Piece::Text(text.clone())),
+            Part::ImageUrl { image_url } => {
+                Image::from_url(format!("{at}.image_url.url"), &image_url.url).map(Piece::Image)
             }
         }
     }
-    Ok(out)
 }
 
 /// `logit_bias`: token ids, as JSON names them, to what is added to their logits.

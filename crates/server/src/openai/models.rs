@@ -38,6 +38,8 @@ pub struct Model {
     pub chat: bool,
     /// Whether pictures can be shown to it. Not OpenAI's.
     pub vision: bool,
+    /// Whether it can think apart from its answer. Not OpenAI's.
+    pub thinking: bool,
     /// Whether it is in memory. Not OpenAI's.
     pub loaded: bool,
 }
@@ -52,6 +54,7 @@ fn model(entry: &Entry) -> Model {
         context_length: entry.card.context,
         chat: entry.card.chats,
         vision: entry.card.sees(),
+        thinking: entry.card.thinks,
         loaded: entry.loaded().is_some(),
     }
 }

@@ -1,7 +1,7 @@
 //! `/v1/responses`, stateless and stored.
 
-use super::chat::Head;
-use super::content::{DETAIL, Role};
+use super::chat::{EFFORT, Head};
+use super::content::{DETAIL, Effort, Role};
 use super::responses_stream::Stream;
 use super::store::Kept;
 use crate::answer::End;
@@ -12,6 +12,7 @@ use crate::fields::{Decoded, Reading, Table, decode, differs, no, yes};
 use crate::job::{Job, MOST_LOGPROBS, Prompt, Said, Settings, said, token_limit, within};
 use crate::pictures::{Conversation, Image, NO_FILES, Piece};
 use crate::stream;
+use crate::think::{self, THOUGHT, thought_of};
 use axum::extract::{Extension, Path, State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json as value};
@@ -33,6 +34,13 @@ pub const TABLE: Table = &[
     differs("top_p", "without it, what the checkpoint recommends, not 1"),
     yes("seed").note("not OpenAI's"),
     yes("top_logprobs"),
+    yes("reasoning").of(&[
+        differs("effort", EFFORT),
+        differs("summary", "has no effect: thoughts are shown whole, in a `reasoning` item"),
+        differs("generate_summary", "has no effect, as `summary`"),
+        no("context", "templates leave out thoughts of earlier turns").unless(&["\"auto\""]),
+        no("mode", "there is one").unless(&["\"standard\""]),
+    ]),
     differs("include", "only `message.output_text.logprobs`"),
     yes("metadata").note("given back"),
     differs("user", "has no effect"),
@@ -45,7 +53,6 @@ pub const TABLE: Table = &[
     no("max_tool_calls", "the model can't call tools yet"),
     no("text", "constrained output is not supported yet")
         .unless(&["{}", "{\"format\":{\"type\":\"text\"}}"]),
-    no("reasoning", "models here don't reason apart from their answer").unless(&["{}"]),
     no("truncation", "a prompt is never cut").unless(&["\"disabled\""]),
     no("background", "answers are made while the client waits").unless(&["false"]),
     no("service_tier", "there is one tier").unless(&["\"auto\"", "\"default\""]),
@@ -57,10 +64,10 @@ pub const TABLE: Table = &[
 
 /// An item of the input.
 const ITEM: Table = &[
-    yes("type").note("`message`"),
+    yes("type").note("`message`, or `reasoning` before an assistant's"),
     yes("role").note("`system`, `developer`, `user`, `assistant`"),
     yes("content").note("a string, or an array of parts").of(&[
-        yes("type").note("`input_text`, `output_text`, `text` or `input_image`"),
+        yes("type").note("`input_text`, `output_text`, `text`, `input_image` or `reasoning_text`"),
         yes("text"),
         differs("image_url", "a data URL of a PNG, JPEG or WebP file; nothing is fetched"),
         differs("detail", DETAIL),
@@ -73,6 +80,8 @@ const ITEM: Table = &[
         no("input_audio", NO_FILES),
         no("refusal", "there are no refusals beside the content"),
     ]),
+    differs("summary", "has no effect: of a `reasoning` item, `content` is read"),
+    no("encrypted_content", "thoughts are not encrypted").unless(&["\"\""]),
     differs("id", "has no effect"),
     differs("status", "has no effect"),
     differs("phase", "has no effect"),
@@ -107,6 +116,8 @@ pub struct Request {
     pub seed: Option<i64>,
     /// Alternatives of each token.
     pub top_logprobs: Option<u64>,
+    /// Whether to think.
+    pub reasoning: Option<Reasoning>,
     /// What else is wanted.
     pub include: Option<Vec<Include>>,
     /// Given back.
@@ -121,6 +132,18 @@ pub struct Request {
     pub prompt_cache_retention: Option<String>,
     /// Accepted, without effect.
     pub parallel_tool_calls: Option<bool>,
+}
+
+/// Whether to think.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[schema(as = ResponseReasoning)]
+pub struct Reasoning {
+    /// How much; anything but `none` is: as much as the model wants.
+    pub effort: Option<Effort>,
+    /// Accepted, without effect.
+    pub summary: Option<String>,
+    /// Accepted, without effect.
+    pub generate_summary: Option<String>,
 }
 
 /// What else can be wanted.
@@ -142,18 +165,21 @@ pub enum Input {
     Items(Vec<Item>),
 }
 
-/// A message.
+/// A message, or what was thought before it.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = ResponseItem)]
 pub struct Item {
-    /// `message`.
+    /// `message` or `reasoning`.
     #[serde(rename = "type")]
     pub kind: Option<ItemKind>,
-    /// Who speaks.
-    pub role: Role,
+    /// Who speaks, in a message.
+    pub role: Option<Role>,
     /// What is said.
-    #[serde(deserialize_with = "said")]
+    #[serde(deserialize_with = "said", default = "nothing")]
     pub content: Said<ItemPart>,
+    /// Accepted, without effect.
+    #[schema(value_type = Option<Object>)]
+    pub summary: Option<Value>,
     /// Accepted, without effect.
     pub id: Option<String>,
     /// Accepted, without effect.
@@ -162,13 +188,19 @@ pub struct Item {
     pub phase: Option<String>,
 }
 
+fn nothing() -> Said<ItemPart> {
+    Said::Parts(vec![])
+}
+
 /// The kinds of items.
-#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = ResponseItemKind)]
 pub enum ItemKind {
     /// A message.
     Message,
+    /// What the model thought.
+    Reasoning,
 }
 
 /// A part of a content.
@@ -197,6 +229,11 @@ pub enum ItemPart {
         /// The text.
         text: String,
     },
+    /// Thought by the model.
+    ReasoningText {
+        /// The text.
+        text: String,
+    },
     /// A picture.
     InputImage {
         /// A data URL.
@@ -219,8 +256,21 @@ impl Request {
                 return Err(Failure::field("input", "at least one message was expected"));
             }
             Input::Items(items) => {
+                let mut thought = Vec::new();
                 for (i, item) in items.iter().enumerate() {
-                    out.show(item.role.name(), pieces(&item.content, i)?)?;
+                    thought.extend(pieces(&item.content, i)?);
+                    if item.kind == Some(ItemKind::Reasoning) {
+                        continue;
+                    }
+                    let role = item.role.ok_or_else(|| {
+                        Failure::field(format!("input[{i}].role"), "missing field `role`")
+                    })?;
+                    out.show(role.name(), std::mem::take(&mut thought))?;
+                }
+                if !thought.is_empty() {
+                    let at = format!("input[{}]", items.len() - 1);
+                    let message = "the message that followed the thought was expected after it";
+                    return Err(Failure::field(at, message));
                 }
             }
         }
@@ -234,7 +284,9 @@ impl Request {
     pub fn job(&self, before: &Conversation) -> Result<Job, Failure> {
         let mut conversation = Conversation::default();
         self.instructions.iter().for_each(|i| conversation.say("system", i));
-        let conversation = conversation.then(before.clone())?.then(self.messages()?)?;
+        let mut conversation = conversation.then(before.clone())?.then(self.messages()?)?;
+        let effort = self.reasoning.as_ref().and_then(|r| r.effort);
+        conversation.think = effort.map(|e| e.asked("reasoning.effort"));
         let top = within("top_logprobs", self.top_logprobs, 0, MOST_LOGPROBS as u64)?;
         let included = self.include.iter().flatten().any(|i| *i == Include::Logprobs);
         let settings = Settings {
@@ -262,6 +314,10 @@ fn pieces(content: &Said<ItemPart>, i: usize) -> Result<Vec<Piece>, Failure> {
         ItemPart::InputText { text }
         | ItemPart::OutputText { text, .. }
         | ItemPart::Text { text } => Ok(Piece::Text(text.clone())),
+        ItemPart::ReasoningText { text } => {
+            let field = format!("input[{i}].content[{j}]");
+            Ok(Piece::Thought { field, text: text.clone() })
+        }
         ItemPart::InputImage { image_url, .. } => {
             let field = format!("input[{i}].content[{j}].image_url");
             Image::from_url(field, image_url).map(Piece::Image)
@@ -305,14 +361,14 @@ pub struct Response {
     pub max_output_tokens: Option<u64>,
     /// The model that answered.
     pub model: String,
-    /// The answer: one message.
+    /// The answer: one message, and before it what was thought.
     #[schema(value_type = Vec<Object>)]
     pub output: Vec<Value>,
     /// Always true, without effect.
     pub parallel_tool_calls: bool,
     /// As asked.
     pub previous_response_id: Option<String>,
-    /// Always empty.
+    /// As asked.
     #[schema(value_type = Object)]
     pub reasoning: Value,
     /// Whether it is kept.
@@ -348,6 +404,7 @@ pub struct Response {
 
 impl Response {
     fn begun(request: &Request, head: Head, defaults: &lapidary_engine::Sampling) -> Self {
+        let reasoning = request.reasoning.clone().unwrap_or_default();
         Self {
             id: head.id,
             object: "response",
@@ -362,7 +419,7 @@ impl Response {
             output: vec![],
             parallel_tool_calls: true,
             previous_response_id: request.previous_response_id.clone(),
-            reasoning: value!({"effort": null, "summary": null}),
+            reasoning: value!({"effort": reasoning.effort, "summary": reasoning.summary}),
             store: request.store.unwrap_or(true),
             temperature: decimal(request.temperature.unwrap_or(defaults.temperature)),
             text: value!({"format": {"type": "text"}}),
@@ -380,8 +437,8 @@ impl Response {
     }
 
     /// The answer is complete.
-    pub fn end(&mut self, message: Value, end: &End, usage: &crate::answer::Usage) {
-        self.output = vec![message];
+    pub fn end(&mut self, output: Vec<Value>, end: &End, usage: &crate::answer::Usage) {
+        self.output = output;
         self.status = status(end);
         if self.status == "incomplete" {
             self.incomplete_details = value!({"reason": "max_output_tokens"});
@@ -390,7 +447,7 @@ impl Response {
             "input_tokens": usage.prompt,
             "input_tokens_details": {"cached_tokens": usage.cached},
             "output_tokens": usage.completion,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": usage.thought},
             "total_tokens": usage.prompt + usage.completion,
         });
     }
@@ -414,6 +471,16 @@ pub fn message(id: &str, status: &str, content: Vec<Value>) -> Value {
     value!({"id": id, "type": "message", "status": status, "role": "assistant", "content": content})
 }
 
+/// What was thought, or its beginning.
+pub fn reasoning(id: &str, status: &str, content: Vec<Value>) -> Value {
+    value!({"id": id, "type": "reasoning", "status": status, "summary": [], "content": content})
+}
+
+/// A part of what was thought.
+pub fn reasoning_text(text: &str) -> Value {
+    value!({"type": "reasoning_text", "text": text})
+}
+
 /// A part of a message.
 pub fn output_text(text: &str, logprobs: Vec<Value>) -> Value {
     value!({"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs})
@@ -429,12 +496,15 @@ pub struct Keep {
 
 impl Keep {
     /// Keeps the complete response, if that was asked for.
-    pub fn keep(&mut self, response: &Response, text: &str) {
+    pub fn keep(&mut self, response: &Response, thought: &str, text: &str) {
         if !response.store {
             return;
         }
         let mut conversation = std::mem::take(&mut self.conversation);
         conversation.say("assistant", text);
+        if let (Some(turn), false) = (conversation.messages.last_mut(), thought.is_empty()) {
+            turn.extra.insert(THOUGHT.to_owned(), thought.into());
+        }
         let input = std::mem::take(&mut self.input);
         let kept = Kept { client: self.client, conversation, input, body: value!(response) };
         self.app.store.put(response.id.clone(), kept);
@@ -453,32 +523,37 @@ pub async fn handle(
     Extension(caller): Extension<Arc<Caller>>,
     Whole(body): Whole,
 ) -> Reply {
-    let (Decoded { request, ignored }, _) = read(&body, app.reading())?;
+    let (Decoded { request, mut ignored }, _) = read(&body, app.reading())?;
     let before = match &request.previous_response_id {
         Some(id) => app.store.get(id, caller.client)?.conversation,
         None => Conversation::default(),
     };
     let new = request.messages()?;
-    let job = request.job(&before)?;
+    let mut job = request.job(&before)?;
     let model = app.registry.get(&request.model).await?;
+    think::settle(&mut job.prompt, &model, app.policy.lenient, &mut ignored)?;
     let answers = app.answers(&model, vec![job], &caller).await?;
     let seed = Some(answers.seed);
     let head = Head::new(&app, &model, "resp_");
     let mut response = Response::begun(&request, head, &model.text.defaults);
-    let message_id = app.fresh_id("msg_");
+    let ids = (app.fresh_id("rs_"), app.fresh_id("msg_"));
     let input = items(&app, &new);
     let conversation = before.then(new)?;
     let mut keep = Keep { app: app.clone(), client: caller.client, conversation, input };
     let reply = if request.stream.unwrap_or(false) {
-        let stream = Stream::new(response, message_id, keep);
+        let stream = Stream::new(response, ids, keep);
         stream::respond(answers, stream, stream::EVENTS)
     } else {
         let (choices, usage) = answers.collect().await?;
         for choice in choices {
             let part = output_text(&choice.text, super::chat::tokens(&choice.tokens));
-            let message = message(&message_id, status(&choice.end), vec![part]);
-            response.end(message, &choice.end, &usage);
-            keep.keep(&response, &choice.text);
+            let mut output = vec![message(&ids.1, status(&choice.end), vec![part])];
+            if !choice.thought.is_empty() {
+                let thought = vec![reasoning_text(&choice.thought)];
+                output.insert(0, reasoning(&ids.0, "completed", thought));
+            }
+            response.end(output, &choice.end, &usage);
+            keep.keep(&response, &choice.thought, &choice.text);
         }
         json(&response)
     };
@@ -488,7 +563,7 @@ pub async fn handle(
 /// Messages as items of the input.
 fn items(app: &Shared, conversation: &Conversation) -> Vec<Value> {
     let mut images = conversation.images.iter();
-    let items = conversation.messages.iter().map(|message| {
+    let items = conversation.messages.iter().flat_map(|message| {
         let kind = if message.role == "assistant" { "output_text" } else { "input_text" };
         let content: Vec<Value> = match message.content.as_array() {
             None => vec![value!({"type": kind, "text": message.content})],
@@ -502,10 +577,14 @@ fn items(app: &Shared, conversation: &Conversation) -> Vec<Value> {
                 })
                 .collect(),
         };
-        value!({
+        let thought = Some(thought_of(message)).filter(|t| !t.is_empty());
+        let before =
+            thought.map(|t| reasoning(&app.fresh_id("rs_"), "completed", vec![reasoning_text(t)]));
+        let said = value!({
             "id": app.fresh_id("msg_"), "type": "message", "status": "completed",
             "role": message.role, "content": content,
-        })
+        });
+        before.into_iter().chain([said])
     });
     items.collect()
 }

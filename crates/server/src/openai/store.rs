@@ -3,6 +3,7 @@
 
 use crate::failure::{Failure, Kind};
 use crate::pictures::Conversation;
+use crate::think::thought_of;
 use serde_json::Value;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -32,7 +33,9 @@ impl Kept {
             }
             content => content.as_str().map_or(0, str::len),
         };
-        let texts: usize = self.conversation.messages.iter().map(|m| text(&m.content) + 64).sum();
+        let texts: usize = (self.conversation.messages.iter())
+            .map(|m| text(&m.content) + thought_of(m).len() + 64)
+            .sum();
         let pictures: usize = self.conversation.images.iter().map(|i| i.data.len() + 256).sum();
         (texts + pictures) * 2 + 2048
     }
