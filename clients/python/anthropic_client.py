@@ -46,7 +46,7 @@ def thinks():
 
     def ask(kind):
         client = anthropic.Anthropic(base_url=THINKS_URL, api_key="none", max_retries=0)
-        same = {**SAME, "model": "thinker", "thinking": {"type": kind}, "temperature": 0}
+        same = {**SAME, "model": "thinker", "thinking": {"type": kind}}
         with client.messages.stream(**same) as stream:
             final = stream.get_final_message()
         whole = client.messages.create(**same)
