@@ -14,7 +14,8 @@ const test = base.extend<{ strict: void }>({
     const wrong: string[] = []
     context.on('request', (r) => {
       const u = r.url()
-      if (![URL, KEYED_URL, process.env.PAGE_EYES_URL ?? URL].some((own) => u.startsWith(`${own}/`)) && !/^(blob|data):/.test(u)) wrong.push(`request to ${u}`)
+      const { PAGE_EYES_URL = URL, PAGE_THINKS_URL = URL } = process.env
+      if (![URL, KEYED_URL, PAGE_EYES_URL, PAGE_THINKS_URL].some((own) => u.startsWith(`${own}/`)) && !/^(blob|data):/.test(u)) wrong.push(`request to ${u}`)
     })
     context.on('weberror', (e) => wrong.push(`script error: ${e.error().stack}`))
     context.on('console', (m) => {
@@ -139,6 +140,7 @@ test('an answer of the whole context is stopped at the server', async ({ page })
   await field(page).press('Enter')
   await page.keyboard.press('Escape')
   await expect(page.getByRole('button', { name: 'Send' })).toBeVisible()
+  await settle(page, 8)
   await say(page, 'Hello')
 })
 
@@ -328,6 +330,101 @@ test('a photograph is made smaller, and that is said', async ({ page }) => {
   await expect(page.getByText('photo.png was made smaller: 1600 × 800.')).toBeVisible()
   const size = await page.locator('.composer .pictures img').evaluate((i: HTMLImageElement) => [i.naturalWidth, i.naturalHeight, i.src.slice(0, 15)])
   expect(size).toEqual([1600, 800, 'data:image/jpeg'])
+})
+
+/** The page of the model that thinks, set to do so; and a question that makes it think and then speak, with
+ * what the server itself says of it. */
+async function openThinker(page: Page) {
+  const url = process.env.PAGE_THINKS_URL
+  if (!url) console.log('skipped: ../shared/fixtures is not there')
+  test.skip(!url, '../shared/fixtures is not there')
+  await open(page, url)
+  await settle(page, 40)
+  await page.keyboard.press('Alt+o')
+  await page.getByLabel('Thoughts before an answer').selectOption('Think first')
+  await page.keyboard.press('Escape')
+  for (let i = 0; i < 200; i++) {
+    const question = `Why ${i}?`
+    const data = { model: 'thinker', messages: [{ role: 'user', content: question }], max_completion_tokens: 40, temperature: 0, reasoning_effort: 'medium' }
+    const answer = await page.request.post(`${url}/v1/chat/completions`, { data })
+    expect(answer.status()).toBe(200)
+    const { reasoning_content: thought, content: text } = (await answer.json()).choices[0].message
+    // Its words make no sense; they should be the same as Markdown.
+    if (thought?.trim().length > 3 && /^[^\\`*_#<>[\]|~&\x00-\x1f]{4,}$/.test(text ?? '')) return { question, thought: thought as string, text: text as string }
+  }
+  throw new Error('no question makes it think and speak')
+}
+
+const thought = (page: Page) => answers(page).last().locator('details.thought')
+
+test('thoughts are asked for, folded above the answer, kept, and can be done without', async ({ page }) => {
+  const { question, thought: thinks, text } = await openThinker(page)
+  const [request] = await Promise.all([page.waitForRequest('**/v1/chat/completions'), say(page, question)])
+  expect(request.postDataJSON().reasoning_effort).toBe('medium')
+  await expect(spoken(answers(page))).toHaveText(text.trim())
+  const inside = thought(page).locator('p')
+  const folded = async () => {
+    await expect(thought(page).getByText('What it thought')).toBeVisible()
+    await expect(inside).toBeHidden()
+  }
+  await folded()
+  await thought(page).locator('summary').press('Enter')
+  await expect(inside).toBeVisible()
+  expect(await inside.textContent()).toBe(thinks)
+  await noViolations(page)
+  await page.reload()
+  await folded()
+  expect(await inside.textContent()).toBe(thinks)
+  await page.keyboard.press('Alt+o')
+  await page.getByLabel('Thoughts before an answer').selectOption('Answer at once')
+  await page.keyboard.press('Escape')
+  const [again] = await Promise.all([page.waitForRequest('**/v1/chat/completions'), page.getByRole('button', { name: 'Regenerate' }).click()])
+  expect(again.postDataJSON().reasoning_effort).toBe('none')
+  await expect(answers(page).getByText('2 of 2')).toBeVisible()
+  await done(page)
+  await page.getByRole('button', { name: 'Previous alternative' }).click()
+  await folded()
+})
+
+test('a thought can be read while it is thought, and folds when the answer begins', async ({ page }) => {
+  const { question, thought: thinks, text } = await openThinker(page)
+  // The server's answer; what is said is held back until the test lets it go.
+  await page.evaluate(() => {
+    const real = window.fetch
+    window.fetch = async (...args) => {
+      const response = await real(...args)
+      if (!String(args[0]).includes('completions')) return response
+      window.fetch = real
+      const events = (await response.text()).split(/(?<=\n\n)/)
+      const speaks = events.findIndex((e) => /"content":"[^"]/.test(e))
+      const body = new ReadableStream({
+        start(c) {
+          const send = (some: string[]) => c.enqueue(new TextEncoder().encode(some.join('')))
+          send(events.slice(0, speaks))
+          Object.assign(window, { speak: () => (send(events.slice(speaks)), c.close()) })
+        },
+      })
+      return new Response(body, { headers: response.headers })
+    }
+  })
+  await field(page).fill(question)
+  await field(page).press('Enter')
+  await expect(thought(page).getByText('Thinking…')).toBeVisible()
+  await expect(thought(page).locator('p')).toBeVisible()
+  await expect(thought(page).locator('p')).toHaveText(thinks)
+  await expect(spoken(answers(page))).toHaveCount(0)
+  await page.evaluate('speak()')
+  await done(page)
+  await expect(spoken(answers(page))).toHaveText(text.trim())
+  await expect(thought(page).getByText('What it thought')).toBeVisible()
+  await expect(thought(page).locator('p')).toBeHidden()
+})
+
+test('a model that can’t think is not asked whether to', async ({ page }) => {
+  await open(page)
+  await page.keyboard.press('Alt+o')
+  await expect(page.getByLabel('Temperature')).toBeVisible()
+  await expect(page.getByLabel('Thoughts before an answer')).toHaveCount(0)
 })
 
 for (const scheme of ['light', 'dark'] as const) {
