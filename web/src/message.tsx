@@ -147,10 +147,14 @@ function Branches({ message: m, position, of, busy }: Props) {
 }
 
 /** Counts and speed. The speed is that of the tokens after the first, whose time is the prompt's. */
+/** Milliseconds from the first piece to the last. In fewer all of them may have come at once, and say nothing of
+ * the model. */
+const MEASURABLE = 20
+
 function Measures({ message: m, context }: { message: Message; context: number | undefined }) {
   const f = m.figures
   if (!f || f.completion === 0) return <span class="measures" />
-  const rate = f.span > 0 ? ((f.completion - 1) * 1000) / f.span : 0
+  const rate = f.span >= MEASURABLE ? ((f.completion - 1) * 1000) / f.span : 0
   const all = f.completion + (f.before ?? 0)
   const parts = [count('nTokens', all)]
   if (rate > 0) parts.push(t('perSecond', { n: number(rate, rate < 10 ? 1 : 0) }))
