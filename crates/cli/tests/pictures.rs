@@ -217,6 +217,46 @@ fn a_served_gguf_model_sees_as_in_run() {
 }
 
 #[test]
+fn a_directory_sees_the_same_as_a_gguf_file_and_a_tower() {
+    let Some(models) = fixtures() else { return };
+    let folder = std::env::temp_dir().join(format!("lapidary-gguf-sees-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (model, tower) = (file("gemma3-F32.gguf"), file("mmproj-gemma3.gguf"));
+    // GGUF has no key for the scale of queries: that of the published sizes is taken.
+    let dir = folder.join("gemma3");
+    std::fs::create_dir(&dir).unwrap();
+    for entry in std::fs::read_dir(models.join("gemma3")).unwrap() {
+        let from = entry.unwrap().path();
+        std::fs::copy(&from, dir.join(from.file_name().unwrap())).unwrap();
+    }
+    let config = dir.join("config.json");
+    let mut settings: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    settings["text_config"]["query_pre_attn_scalar"] = settings["text_config"]["head_dim"].clone();
+    // The fixtures can't be written to, and so can't their copies.
+    std::fs::remove_file(&config).unwrap();
+    std::fs::write(&config, settings.to_string()).unwrap();
+    projector::write_projector(&Checkpoint::open(&dir).unwrap(), "gemma3", Path::new(&tower));
+    let dir = dir.to_str().unwrap();
+    let out = run(&["quantize", dir, &model, "--type", "f32"], b"");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let image = models.join("gemma3/image.png");
+    let answer = |model: &str, more: &[&str]| -> Value {
+        let args = ["run", "--model", model, "What is it?", "--image", image.to_str().unwrap()];
+        let rest = ["--json", "--temperature", "0", "--max-tokens", "24", "--precision", "exact"];
+        let out = run(&[&args[..], &rest, more].concat(), b"");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let (want, got) = (answer(dir, &[]), answer(&model, &["--mmproj", &tower]));
+    for key in ["ids", "counts", "text"] {
+        assert_eq!(got[key], want[key], "{key}");
+    }
+    assert!(want["ids"].as_array().is_some_and(|ids| ids.len() > 8), "{want}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
 fn a_model_thinks_when_it_is_told_to() {
     let Some(models) = fixtures() else { return };
     let ids = |name: &str, flags: &[&str]| -> Vec<u32> {

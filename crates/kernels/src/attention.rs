@@ -32,7 +32,8 @@ pub struct AttentionSpec {
     pub scale: f32,
     /// How many positions a row sees, its own included; `None`: all before it.
     pub window: Option<usize>,
-    /// How many positions after its own a row sees, among those of its part of `Span::together`.
+    /// How many positions after its own a row sees, among those of its part of `Span::together`;
+    /// `usize::MAX`: the part sees itself whole, wider than the window too.
     pub ahead: usize,
     /// `cap * tanh(score / cap)`, before the mask.
     pub softcap: Option<f32>,
@@ -73,10 +74,13 @@ impl Tile<'_> {
 
 /// The positions that a row of `span` at `position` sees.
 fn sight(spec: &AttentionSpec, span: &Span, position: usize) -> Range<usize> {
-    let start = spec.window.map_or(0, |w| (position + 1).saturating_sub(w));
-    let mine = span.together.iter().find(|r| spec.ahead > 0 && r.contains(&position));
-    let end = mine.map_or(position + 1, |r| r.end.min((position + 1).saturating_add(spec.ahead)));
-    start..end
+    let end = position + 1;
+    let start = spec.window.map_or(0, |w| end.saturating_sub(w));
+    match span.together.iter().find(|r| r.contains(&position)) {
+        Some(part) if spec.ahead == usize::MAX => start.min(part.start)..part.end,
+        Some(part) if spec.ahead > 0 => start..part.end.min(end.saturating_add(spec.ahead)),
+        _ => start..end,
+    }
 }
 
 /// Attends: `q` and `out` are `[rows][heads * head_dim]`.
@@ -427,8 +431,8 @@ impl<E: Element> Kernel for Values<E> {
                 unsafe { self.block::<S, N, 1>(m, d) }
             }
             if narrow < self.dim {
-                // SAFETY: as above; the last columns, one by one.
-                unsafe { self.rest::<S>(m..m + N, narrow) }
+                // SAFETY: as above; the last columns.
+                unsafe { self.rest::<S, N>(m, narrow) }
             }
         });
     }
@@ -481,25 +485,38 @@ impl<E: Element> Values<E> {
         }
     }
 
-    /// Columns from `d` on, where no whole vector is left.
+    /// Columns from `d` on of queries `m .. m + N`, where no whole vector is left: the lanes behind
+    /// them hold anything, and are not kept.
     #[inline(always)]
-    unsafe fn rest<S: Simd>(&self, queries: Range<usize>, d: usize) {
-        // SAFETY: the copies have room for a vector; reads stay inside the row.
+    unsafe fn rest<S: Simd, const N: usize>(&self, m: usize, d: usize) {
+        // SAFETY: the copies have room for a vector; reads stay inside the block.
         unsafe {
             let left = self.dim - d;
-            for m in queries {
-                let out = self.out.add(m * self.dim + d);
-                for slot in self.slots.clone() {
-                    let row = self.values.add(slot * self.row + d * E::BYTES);
+            let mut acc = [S::splat(0.0); N];
+            let mut lanes = [0.0f32; 16];
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let out = self.out.add((m + i) * self.dim + d);
+                out.copy_to_nonoverlapping(lanes.as_mut_ptr(), left);
+                *acc = S::load(lanes.as_ptr());
+            }
+            for slot in self.slots.clone() {
+                let at = slot * self.row + d * E::BYTES;
+                let value = self.values.add(at);
+                let v = if at + S::LANES * E::BYTES <= KV_BLOCK * self.row {
+                    E::load::<S>(value)
+                } else {
                     let mut bytes = [0u8; 64];
-                    row.copy_to_nonoverlapping(bytes.as_mut_ptr(), left * E::BYTES);
-                    let mut lanes = [0.0f32; 16];
-                    S::store(lanes.as_mut_ptr(), E::load::<S>(bytes.as_ptr()));
-                    let w = self.weight(m, slot, d);
-                    for (i, v) in lanes.into_iter().take(left).enumerate() {
-                        *out.add(i) = v.mul_add(w, *out.add(i));
-                    }
+                    value.copy_to_nonoverlapping(bytes.as_mut_ptr(), left * E::BYTES);
+                    E::load::<S>(bytes.as_ptr())
+                };
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    *acc = S::fma(v, S::splat(self.weight(m + i, slot, d)), *acc);
                 }
+            }
+            for (i, acc) in acc.into_iter().enumerate() {
+                S::store(lanes.as_mut_ptr(), acc);
+                let out = self.out.add((m + i) * self.dim + d);
+                out.copy_from_nonoverlapping(lanes.as_ptr(), left);
             }
         }
     }

@@ -261,9 +261,13 @@ fn rows_see_ahead_among_those_they_are_together_with() {
                 }
                 for (at, got) in out.iter().enumerate() {
                     let (p, h, d) = (at / 80, at % 80 / 20, at % 20);
-                    let start = window.map_or(0, |w| (p + 1).saturating_sub(w));
                     let mine = together.iter().find(|r| r.contains(&p)).filter(|_| ahead > 0);
                     let end = mine.map_or(p + 1, |r| r.end.min((p + 1).saturating_add(ahead)));
+                    let mut start = window.map_or(0, |w| (p + 1).saturating_sub(w));
+                    // A part that sees itself whole does so beyond the window too.
+                    if let Some(part) = mine.filter(|_| ahead == usize::MAX) {
+                        start = start.min(part.start);
+                    }
                     let dot = |j: usize| -> f64 {
                         (0..20)
                             .map(|d| {

@@ -55,16 +55,11 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
     let layers = s.count("num_hidden_layers", "block_count", settings::LAYERS)?;
     let (heads, kv_heads) = s.heads()?;
     let context = s.opt_count("max_position_embeddings", "context_length", settings::CONTEXT)?;
-    let mut context = context.unwrap_or(8192);
+    let context = context.unwrap_or(8192);
     let windows = windows(s, layers)?;
-    let prefix = s.architecture() == "paligemma";
-    if prefix {
-        // The reference's windows do not bound what sees itself: within one, it makes no difference.
-        context = windows.iter().flatten().fold(context, |c, w| c.min(*w));
-    }
     Ok(Info {
         encoder: false,
-        prefix,
+        prefix: s.architecture() == "paligemma",
         family: "gemma2",
         vocab: s.vocab()?,
         layers,

@@ -70,32 +70,55 @@ impl Filter {
     }
 }
 
-/// The picture in another size, columns first, each pass rounded to bytes.
+/// The picture in another size, as Pillow 13 does it: in two passes, each rounded to bytes, and the rows
+/// before the columns where the height shrinks by more than twice what the width does.
 pub(crate) fn resize(image: &Rgb, width: usize, height: usize, filter: Filter) -> Rgb {
-    if (image.width, image.height) == (width, height) {
-        return image.clone();
+    let shrinks = |from: usize, to: usize| from as i64 - to as i64;
+    let (less_high, less_wide) = (shrinks(image.height, height), shrinks(image.width, width));
+    if less_high > 0 && less_high > 2 * less_wide {
+        with_width(with_height(image.clone(), height, filter), width, filter)
+    } else {
+        with_height(with_width(image.clone(), width, filter), height, filter)
     }
-    let round = |sum: i64| ((sum + (1 << (BITS - 1))) >> BITS).clamp(0, 255) as u8;
-    let mut wide = Vec::with_capacity(width * image.height * 3);
+}
+
+/// A sum of weighted bytes as a byte.
+fn rounded(sum: i64) -> u8 {
+    ((sum + (1 << (BITS - 1))) >> BITS).clamp(0, 255) as u8
+}
+
+fn with_width(image: Rgb, width: usize, filter: Filter) -> Rgb {
+    if image.width == width {
+        return image;
+    }
+    let mut data = Vec::with_capacity(width * image.height * 3);
     let weights = filter.weights(image.width, width);
     for row in image.data.chunks_exact(image.width * 3) {
         for (first, weights) in &weights {
             for c in 0..3 {
                 let values = weights.iter().enumerate();
                 let value = |(i, w): (usize, &i64)| w * i64::from(row[(first + i) * 3 + c]);
-                wide.push(round(values.map(value).sum()));
+                data.push(rounded(values.map(value).sum()));
             }
         }
     }
-    let mut data = Vec::with_capacity(width * height * 3);
+    Rgb { width, height: image.height, data }
+}
+
+fn with_height(image: Rgb, height: usize, filter: Filter) -> Rgb {
+    if image.height == height {
+        return image;
+    }
+    let row = image.width * 3;
+    let mut data = Vec::with_capacity(row * height);
     for (first, weights) in filter.weights(image.height, height) {
-        for at in 0..width * 3 {
+        for at in 0..row {
             let values = weights.iter().enumerate();
-            let value = |(i, w): (usize, &i64)| w * i64::from(wide[(first + i) * width * 3 + at]);
-            data.push(round(values.map(value).sum()));
+            let value = |(i, w): (usize, &i64)| w * i64::from(image.data[(first + i) * row + at]);
+            data.push(rounded(values.map(value).sum()));
         }
     }
-    Rgb { width, height, data }
+    Rgb { height, data, ..image }
 }
 
 /// Patches of `size` pixels a side, the values of each in the order rows, columns, colours, or

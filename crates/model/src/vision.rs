@@ -146,9 +146,11 @@ impl Projector {
         expect_all(&metadata, "clip.vision.image_std", if mean == 0.0 { 1.0 } else { mean })?;
         let width = crate::describe(text)?.width;
         let shape = projector.tensor(Self::LAST)?.shape;
-        if !shape.contains(&width) {
+        // Gemma 3's stands transposed.
+        let side = if matches!(kind, Kind::Gemma3) { shape.last() } else { shape.first() };
+        if side != Some(&width) {
             let problem = format!(
-                "{shape:?}: a side of {width} was expected, the width of {}: this is another \
+                "{shape:?}: rows of {width} were expected, the width of {}: this is another \
                  model's tower",
                 text.name()
             );

@@ -26,6 +26,8 @@ struct Shape {
     vocab: usize,
     context: usize,
     window: Option<usize>,
+    /// What positions are divided by in global layers.
+    divisor: Option<f32>,
     tied: bool,
 }
 
@@ -42,6 +44,7 @@ const SHAPES: &[Shape] = &[
         vocab: 256_000,
         context: 8192,
         window: None,
+        divisor: None,
         tied: true,
     },
     Shape {
@@ -56,6 +59,7 @@ const SHAPES: &[Shape] = &[
         vocab: 262_144,
         context: 32_768,
         window: Some(512),
+        divisor: None,
         tied: true,
     },
     Shape {
@@ -70,6 +74,22 @@ const SHAPES: &[Shape] = &[
         vocab: 262_144,
         context: 32_768,
         window: Some(512),
+        divisor: None,
+        tied: true,
+    },
+    Shape {
+        name: "gemma-3-4b",
+        architecture: "gemma3",
+        layers: 34,
+        width: 2560,
+        heads: 8,
+        kv_heads: 4,
+        head_dim: 256,
+        ffn: 10_240,
+        vocab: 262_208,
+        context: 131_072,
+        window: Some(1024),
+        divisor: Some(8.0),
         tied: true,
     },
     Shape {
@@ -84,6 +104,7 @@ const SHAPES: &[Shape] = &[
         vocab: 256_000,
         context: 8192,
         window: None,
+        divisor: None,
         tied: true,
     },
     Shape {
@@ -98,6 +119,7 @@ const SHAPES: &[Shape] = &[
         vocab: 32_000,
         context: 4096,
         window: None,
+        divisor: None,
         tied: false,
     },
 ];
@@ -130,6 +152,10 @@ impl Shape {
             m.insert("gemma3.rope.freq_base", 1e6f32)?;
             m.insert("gemma3.rope.freq_base_swa", 1e4f32)?;
             m.insert(&format!("{a}.attention.sliding_window"), window as u32)?;
+        }
+        if let Some(divisor) = self.divisor {
+            m.insert(&format!("{a}.rope.scaling.type"), "linear")?;
+            m.insert(&format!("{a}.rope.scaling.factor"), divisor)?;
         }
         Ok(m)
     }
@@ -177,6 +203,8 @@ fn vocabulary(size: usize) -> GgufVocab {
         ("<unk>".into(), 2),
         ("<start_of_turn>".into(), 3),
         ("<end_of_turn>".into(), 3),
+        ("<start_of_image>".into(), 3),
+        ("<end_of_image>".into(), 3),
         ("\n".into(), 4),
     ];
     pieces.extend((0..=255u8).map(|b| (format!("<0x{b:02X}>"), 6)));
