@@ -20,35 +20,3 @@ pub fn top_experts(isa: Isa, scores: &[f32], k: usize) -> Vec<(u32, f32)> {
     let sum: f32 = weights.iter().sum();
     order.into_iter().zip(weights.iter().map(|w| w / sum)).collect()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_likeliest_experts_with_probabilities_that_sum_to_one() {
-        let mut state = 3u32;
-        for (n, k) in [(1, 1), (8, 2), (128, 8), (128, 128)] {
-            let scores: Vec<f32> = (0..n)
-                .map(|_| {
-                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    // Few distinct values, so that there are equals.
-                    (state >> 26) as f32 / 8.0 - 4.0
-                })
-                .collect();
-            let total: f64 = scores.iter().map(|s| f64::from(*s).exp()).sum();
-            let mut want: Vec<(usize, f64)> =
-                scores.iter().map(|s| f64::from(*s).exp() / total).enumerate().collect();
-            want.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            let share: f64 = want[..k].iter().map(|w| w.1).sum();
-            let got = top_experts(Isa::Scalar, &scores, k);
-            for (got, want) in got.iter().zip(&want) {
-                assert_eq!(got.0 as usize, want.0);
-                assert!((f64::from(got.1) - want.1 / share).abs() < 1e-6, "{got:?} {want:?}");
-            }
-            for isa in Isa::available() {
-                assert_eq!(top_experts(isa, &scores, k), got);
-            }
-        }
-    }
-}

@@ -108,7 +108,7 @@ impl BlockType {
     }
 
     /// Where the half-precision scales stand in a block.
-    fn scale_places(self) -> &'static [usize] {
+    pub fn scale_places(self) -> &'static [usize] {
         match self {
             F32 | F16 | BF16 | MXFP4 => &[],
             Q8_0 | Q4_0 | Q5_0 | IQ4_NL | IQ4_XS => &[0],
