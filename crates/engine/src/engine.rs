@@ -2,6 +2,7 @@
 
 use crate::generate::Finish;
 use crate::request::{Canceller, Kind, Refusal, Request, Sink, Ticket};
+use crate::scheduler::ROWS_EACH;
 use crate::worker::Worker;
 use lapidary_model::{Info, Model};
 use lapidary_ops::{KvType, Ops};
@@ -18,7 +19,8 @@ pub struct EngineOptions {
     /// Bytes for keys and values, never exceeded.
     pub memory: usize,
     /// Tokens that one pass takes: prompts are computed in chunks beside the other requests' new
-    /// tokens. More is faster for prompts, and makes the others wait longer.
+    /// tokens. More is faster for prompts, and makes the others wait longer. When many requests are
+    /// computed, the pass takes eight for each, if that is more; of one prompt never more than this.
     pub token_budget: usize,
     /// Requests that are computed at once.
     pub max_sequences: usize,
@@ -37,6 +39,11 @@ impl EngineOptions {
     /// Rows of one sequence in a pass at most.
     pub fn chunk(&self) -> usize {
         self.token_budget.max(self.picture_rows)
+    }
+
+    /// Rows of a pass at most, without those of a picture.
+    fn pass_rows(&self) -> usize {
+        self.token_budget.max(self.max_sequences * ROWS_EACH)
     }
 
     /// The same for a model with these figures: a prompt that sees itself goes through one pass, as a
@@ -120,7 +127,7 @@ impl Plan {
         // Residual, normed and rotated rows, and two of a feed-forward layer of eight times the
         // width; then the logits, and their copy for the sampler.
         // A picture comes on top of what is in the pass before it.
-        let rows = (o.token_budget + o.picture_rows).max(o.max_sequences) * info.width * 24;
+        let rows = (o.pass_rows() + o.picture_rows) * info.width * 24;
         let logits = 2 * o.max_sequences * info.vocab;
         Ok(Self {
             weights,

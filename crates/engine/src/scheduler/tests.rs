@@ -17,6 +17,8 @@ struct World {
     scheduler: Scheduler,
     memory: usize,
     budget: usize,
+    /// Rows of a pass at most, without those of pictures.
+    rows: usize,
     /// Rows that go through one pass at most: of a picture, or of prompts that see themselves.
     largest: usize,
     slots: HashMap<(usize, u32), [u64; KV_BLOCK]>,
@@ -61,6 +63,7 @@ impl World {
             scheduler,
             memory,
             budget,
+            rows: budget.max(max_running.min(budget) * ROWS_EACH),
             largest,
             slots: HashMap::new(),
             live: BTreeMap::new(),
@@ -127,8 +130,10 @@ impl World {
         let plan = self.scheduler.plan();
         self.follow();
         let pictures = plan.parts.iter().any(|p| !self.shown[&p.id].is_empty());
-        let most = self.budget + if pictures { self.largest - 1 } else { 0 };
+        let most = self.rows + if pictures { self.largest - 1 } else { 0 };
         assert!(plan.rows() <= most, "{plan:?}");
+        let longest = plan.parts.iter().map(|p| p.tokens.len()).max().unwrap_or(0);
+        assert!(pictures || longest <= self.budget, "{plan:?}");
         assert!(self.live.is_empty() || !plan.parts.is_empty(), "nothing moves: {plan:?}");
         self.preempted += plan.preempted.len();
         self.reused += plan.started.iter().map(|s| s.1).sum::<usize>();
@@ -369,6 +374,20 @@ fn clients_take_turns_and_priority_goes_first() {
     };
     assert_eq!(order(&[(1, 0, 1), (2, 0, 1), (3, 0, 1), (4, 0, 2), (5, 0, 2)]), [1, 4, 2, 5, 3]);
     assert_eq!(order(&[(1, 0, 1), (2, 0, 1), (3, 1, 1), (4, 0, 2)]), [3, 4, 1, 2]);
+}
+
+#[test]
+fn a_pass_grows_with_the_requests_and_the_part_of_each_does_not() {
+    let mut world = World::new(&[None], 16, 6, 1 << 20);
+    for id in 0..8 {
+        world.push(id + 1, text(&[id as u8 + 3], 0), 9, 0, id);
+    }
+    let parts = |plan: &Plan| plan.parts.iter().map(|p| p.tokens.len()).collect::<Vec<_>>();
+    assert_eq!(parts(&world.step()), [16, 16, 16], "eight for each of the six that have a place");
+    assert_eq!(parts(&world.step()), [16, 16, 16]);
+    // Three answer, and the prompts of the other three don't wait for them.
+    assert_eq!(parts(&world.step()), [1, 1, 1, 16, 16, 13]);
+    world.finish();
 }
 
 #[test]
