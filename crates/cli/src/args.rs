@@ -320,7 +320,7 @@ pub struct ServeArgs {
     /// Tokens of a sequence, prompt and answer [default: the model's, at most 8192]
     #[arg(long, value_name = "N", help_heading = "Computing")]
     pub context: Option<usize>,
-    /// Tokens that one pass takes
+    /// Tokens that one pass takes; eight for each request that is computed, if that is more
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Computing")]
     pub chunk: usize,
     /// Requests that are computed together
@@ -336,8 +336,8 @@ pub struct ServeArgs {
     /// --api-keys-file
     #[arg(long, value_name = "KEY", help_heading = "Access")]
     pub api_key: Vec<String>,
-    /// Keys as lines of NAME SHA256 [scopes=generate,embed,read,metrics] [rate=N]; read again when
-    /// it changes
+    /// Keys as lines of NAME SHA256 [scopes=generate,embed,read,metrics] [rate=N] [priority=N]; read
+    /// again when it changes
     #[arg(long, value_name = "FILE", help_heading = "Access")]
     pub api_keys_file: Option<PathBuf>,
     /// Requests in a minute for each key [default: any number]

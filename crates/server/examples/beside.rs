@@ -7,9 +7,9 @@
 //! LAPIDARY and LLAMA_SERVER are the programs; `-` leaves one out. Each client sends one streamed completion
 //! after the other, with a prompt of its own that shares nothing with those before, and greedily; both
 //! servers get the same requests in the same order. A server is started anew for each number of
-//! clients in each round, and the two take turns. Tokens are counted as they arrive, from when the first answers
-//! are under way until the time is over; a run ends when all answers have. Prints a table: medians over
-//! the rounds, with the lowest and the highest.
+//! clients in each round, and the two take turns. No client asks again when the time is over, and a run ends when
+//! all answers have: tokens a second are those of all answers over the time from the first request to the last
+//! token, prompts and all. Prints a table: medians over the rounds, with the lowest and the highest.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -225,26 +225,22 @@ fn run(plan: &Plan, server: &Server, clients: usize) -> Result<Run> {
         let all: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
         all.into_iter().try_for_each(|t| t.join().map_err(|_| "a client panicked")?)
     })?;
-    measure(&answers.into_inner().unwrap_or_else(|e| e.into_inner()), end)
+    measure(&answers.into_inner().unwrap_or_else(|e| e.into_inner()), begin)
 }
 
-/// Tokens a second between the first piece of text of all and `end`, and times to the first piece.
-fn measure(answers: &[Answer], end: Instant) -> Result<Run> {
+/// Tokens a second from `begin` to the last piece of text of all, and times to the first piece.
+fn measure(answers: &[Answer], begin: Instant) -> Result<Run> {
     let first = |a: &Answer| a.pieces.first().copied();
-    let start = answers.iter().filter_map(first).min().ok_or("no answer had any text")?;
-    let mut tokens = 0.0;
-    for a in answers {
-        // A piece may be several tokens: half a character is not shown.
-        let each = a.tokens as f64 / a.pieces.len().max(1) as f64;
-        tokens += each * a.pieces.iter().filter(|at| **at <= end).count() as f64;
-    }
+    let last =
+        answers.iter().filter_map(|a| a.pieces.last()).max().ok_or("no answer had any text")?;
+    let tokens: usize = answers.iter().map(|a| a.tokens).sum();
     let mut times: Vec<f64> =
         (answers.iter()).filter_map(|a| Some((first(a)? - a.asked).as_secs_f64())).collect();
     times.sort_by(f64::total_cmp);
     let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
     let prompts: usize = answers.iter().map(|a| a.prompt).sum();
     Ok(Run {
-        rate: tokens / (end.max(start) - start).as_secs_f64().max(1e-3),
+        rate: tokens as f64 / (*last - begin).as_secs_f64().max(1e-3),
         first: [at(0.5), at(0.99)],
         prompt: prompts as f64 / answers.len() as f64,
         answers: answers.len(),

@@ -112,6 +112,8 @@ pub struct Choice {
 pub struct Terms {
     /// Requests of one client share its part of the engine.
     pub client: u64,
+    /// Higher ones go first.
+    pub priority: i32,
     /// When answers are of no more use.
     pub deadline: Instant,
 }
@@ -195,6 +197,7 @@ pub async fn start(
                 adapter: model.adapter,
                 owner: terms.client,
                 client: terms.client,
+                priority: terms.priority,
                 deadline: Some(terms.deadline),
                 pictures: prompt.pictures.clone(),
                 ..Request::new(prompt.ids.clone(), job.max_tokens.unwrap_or(room).min(room))

@@ -275,7 +275,11 @@ impl App {
 
     /// The terms of a caller's request.
     pub fn terms(&self, caller: &Caller) -> Terms {
-        Terms { client: caller.client, deadline: Instant::now() + self.policy.timeout }
+        Terms {
+            client: caller.client,
+            priority: caller.priority(),
+            deadline: Instant::now() + self.policy.timeout,
+        }
     }
 
     /// Starts jobs.

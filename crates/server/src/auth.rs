@@ -49,6 +49,24 @@ struct Bucket {
     at: Instant,
 }
 
+/// What comes with a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rights {
+    /// A bit for each scope.
+    scopes: u8,
+    /// Requests in a minute.
+    rate: Option<u32>,
+    /// Whose requests go first: higher ones.
+    priority: i32,
+}
+
+impl Rights {
+    /// Everything, in turn with others.
+    fn all(rate: Option<u32>) -> Self {
+        Self { scopes: u8::MAX, rate, priority: 0 }
+    }
+}
+
 /// A key, or the lack of one where none is needed.
 #[derive(Debug)]
 pub struct Caller {
@@ -57,17 +75,20 @@ pub struct Caller {
     /// Its number, for the engine's fairness.
     pub client: u64,
     hash: [u8; 32],
-    scopes: u8,
-    /// Requests in a minute.
-    rate: Option<u32>,
+    rights: Rights,
     bucket: Mutex<Bucket>,
 }
 
 impl Caller {
-    fn new(name: &str, hash: [u8; 32], scopes: u8, rate: Option<u32>) -> Self {
+    fn new(name: &str, hash: [u8; 32], rights: Rights) -> Self {
         let client = u64::from_le_bytes(std::array::from_fn(|i| hash[i]));
-        let bucket = Bucket { left: f64::from(rate.unwrap_or(0)), at: Instant::now() };
-        Self { name: name.into(), client, hash, scopes, rate, bucket: Mutex::new(bucket) }
+        let bucket = Bucket { left: f64::from(rights.rate.unwrap_or(0)), at: Instant::now() };
+        Self { name: name.into(), client, hash, rights, bucket: Mutex::new(bucket) }
+    }
+
+    /// Whose requests the engine computes first: higher ones.
+    pub fn priority(&self) -> i32 {
+        self.rights.priority
     }
 
     /// Whether it may do this.
@@ -75,7 +96,7 @@ impl Caller {
     /// # Errors
     /// If the key lacks the scope.
     pub fn may(&self, scope: Scope) -> Result<(), Failure> {
-        if self.scopes & scope.bit() != 0 {
+        if self.rights.scopes & scope.bit() != 0 {
             return Ok(());
         }
         let message = format!("this key does not have the scope {:?}", scope.name());
@@ -87,7 +108,7 @@ impl Caller {
     /// # Errors
     /// If nothing is left; how long to wait.
     pub fn take(&self) -> Result<(), Failure> {
-        let Some(rate) = self.rate else { return Ok(()) };
+        let Some(rate) = self.rights.rate else { return Ok(()) };
         let per_second = f64::from(rate) / 60.0;
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -130,10 +151,10 @@ impl Keys {
             return Err(format!("--api-key: {} characters are too few for a key", short.len()));
         }
         let fixed = (given.iter().enumerate())
-            .map(|(i, k)| Caller::new(&format!("key-{}", i + 1), digest(k), u8::MAX, rate))
+            .map(|(i, k)| Caller::new(&format!("key-{}", i + 1), digest(k), Rights::all(rate)))
             .map(Arc::new)
             .collect();
-        let anyone = Arc::new(Caller::new("anyone", [0; 32], u8::MAX, rate));
+        let anyone = Arc::new(Caller::new("anyone", [0; 32], Rights::all(rate)));
         let keys = Self { fixed, file, rate, state: RwLock::default(), anyone };
         keys.reload()?;
         Ok(keys)
@@ -166,9 +187,8 @@ impl Keys {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         for key in &mut keys {
             // An unchanged key keeps what it has used of its rate.
-            let same = |k: &&Arc<Caller>| {
-                (k.hash, k.scopes, k.rate, &k.name) == (key.hash, key.scopes, key.rate, &key.name)
-            };
+            let same =
+                |k: &&Arc<Caller>| (k.hash, k.rights, &k.name) == (key.hash, key.rights, &key.name);
             if let Some(old) = state.keys.iter().find(same) {
                 *key = old.clone();
             }
@@ -223,7 +243,7 @@ fn presented(headers: &HeaderMap, uri: &Uri) -> Option<String> {
     found.or_else(query).filter(|k| !k.is_empty()).map(str::to_owned)
 }
 
-/// Lines of `NAME SHA256 [scopes=A,B] [rate=N]`.
+/// Lines of `NAME SHA256 [scopes=A,B] [rate=N] [priority=N]`.
 fn parse(text: &str, path: &Path, rate: Option<u32>) -> Result<Vec<Arc<Caller>>, String> {
     let mut keys = Vec::new();
     for (i, line) in text.lines().enumerate() {
@@ -237,31 +257,39 @@ fn parse(text: &str, path: &Path, rate: Option<u32>) -> Result<Vec<Arc<Caller>>,
     Ok(keys)
 }
 
+/// Of keys.
+const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
+
 fn parse_line(line: &str, rate: Option<u32>) -> Result<Caller, String> {
     let mut words = line.split_whitespace();
     let (Some(name), Some(hash)) = (words.next(), words.next()) else {
         return Err("NAME and the SHA-256 of the key were expected".into());
     };
     let hash = unhex(hash).ok_or("64 hexadecimal digits (the SHA-256 of the key) were expected")?;
-    let (mut scopes, mut rate) = (u8::MAX, rate);
+    let mut rights = Rights::all(rate);
     for word in words {
         match word.split_once('=') {
             Some(("scopes", list)) => {
-                scopes = 0;
+                rights.scopes = 0;
                 for name in list.split(',') {
                     let known = Scope::ALL.iter().find(|(n, _)| *n == name);
                     let names = Scope::ALL.map(|s| s.0).join(", ");
-                    scopes |= known.ok_or(format!("{name:?} is not one of {names}"))?.1.bit();
+                    let known = known.ok_or(format!("{name:?} is not one of {names}"))?;
+                    rights.scopes |= known.1.bit();
                 }
             }
             Some(("rate", n)) => {
                 let n = n.parse().ok().filter(|n| *n > 0);
-                rate = Some(n.ok_or("rate: requests in a minute were expected")?);
+                rights.rate = Some(n.ok_or("rate: requests in a minute were expected")?);
             }
-            _ => return Err(format!("{word:?} is neither scopes=… nor rate=…")),
+            Some(("priority", n)) => {
+                let n = n.parse().ok().filter(|n| PRIORITIES.contains(n));
+                rights.priority = n.ok_or("priority: a number from -100 to 100 was expected")?;
+            }
+            _ => return Err(format!("{word:?} is neither scopes=… nor rate=… nor priority=…")),
         }
     }
-    Ok(Caller::new(name, hash, scopes, rate))
+    Ok(Caller::new(name, hash, rights))
 }
 
 fn unhex(text: &str) -> Option<[u8; 32]> {
@@ -291,6 +319,9 @@ mod tests {
         let read = keys(&format!("# who\nann {ABC} scopes=read,embed rate=2 # her\n\nbob {ABC}"));
         let read = read.unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(read[0].hash, digest("abc"));
+        assert_eq!(read[0].priority(), 0);
+        let first = keys(&format!("ann {ABC} priority=-3")).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(first[0].priority(), -3);
         assert!(read[0].may(Scope::Embed).is_ok() && read[0].may(Scope::Generate).is_err());
         assert!(read[1].may(Scope::Generate).is_ok());
         assert!(read[0].take().is_ok() && read[0].take().is_ok());
@@ -301,6 +332,7 @@ mod tests {
             ("ann 12", "64 hexadecimal"),
             (&format!("\nann {ABC} scopes=all"), "line 2: \"all\" is not one of generate"),
             (&format!("ann {ABC} rate=0"), "rate: requests"),
+            (&format!("ann {ABC} priority=101"), "-100 to 100"),
             (&format!("ann {ABC} x"), "neither"),
         ] {
             let e = keys(line).map(|_| ()).unwrap_err();

@@ -98,6 +98,7 @@ async fn pooled(
                 adapter: model.adapter,
                 owner: terms.client,
                 client: terms.client,
+                priority: terms.priority,
                 deadline: Some(terms.deadline),
                 ..Request::embed(prompt.clone(), Pooling::Mean)
             };

@@ -164,9 +164,12 @@ const ASIDE: usize = 2;
 /// Context where neither the user nor a small model says less: a larger one costs memory.
 const DEFAULT_CONTEXT: usize = 8192;
 /// Sequences that fill the context and fit into a model's memory for keys and values, if there is
-/// enough; and the least that it gets beyond one sequence.
+/// enough.
 const SEQUENCES: u64 = 4;
+/// What it gets as well, if all requests that are computed together could use it: so much, or this part
+/// of the server's memory.
 const LEAST_KV: u64 = 256 << 20;
+const PART_KV: u64 = 8;
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
@@ -252,11 +255,11 @@ impl Machine {
 }
 
 impl Card {
-    /// Reads the headers of a checkpoint.
+    /// Reads the headers of a checkpoint, for a server that may use `memory` bytes.
     ///
     /// # Errors
     /// If it is damaged or unsupported, or the context does not suit it.
-    pub fn read(name: &str, origin: &Origin, machine: &Machine) -> Result<Self> {
+    pub fn read(name: &str, origin: &Origin, machine: &Machine, memory: u64) -> Result<Self> {
         let opened = origin.open(name)?;
         let checkpoint = &opened.checkpoint;
         let Sliced { info, parameters, bytes } = opened.measure(origin.slice.as_ref())?;
@@ -286,7 +289,7 @@ impl Card {
             kv_bytes: if info.encoder {
                 encoder_bytes(&info, context)
             } else {
-                kv_bytes(&info, context, machine)
+                kv_bytes(&info, context, machine, memory)
             },
             info,
         })
@@ -348,9 +351,10 @@ fn encoder_bytes(info: &Info, context: usize) -> u64 {
     info.kv.bytes(context, context, KvType::F32) as u64
 }
 
-fn kv_bytes(info: &Info, context: usize, machine: &Machine) -> u64 {
+fn kv_bytes(info: &Info, context: usize, machine: &Machine, memory: u64) -> u64 {
     let one = info.kv.bytes(context, machine.chunk, machine.kv) as u64;
-    (one * SEQUENCES).max(LEAST_KV.min(one * machine.max_sequences as u64))
+    let all = one * machine.max_sequences as u64;
+    (one * SEQUENCES).max(LEAST_KV.max(memory / PART_KV).min(all))
 }
 
 /// The type that holds most of the weights.

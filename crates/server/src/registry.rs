@@ -96,7 +96,7 @@ impl Registry {
         let mut entries = BTreeMap::new();
         for (name, origin) in models {
             check_name(&name)?;
-            let mut card = Card::read(&name, &origin, &machine)?;
+            let mut card = Card::read(&name, &origin, &machine, memory)?;
             let own: Vec<_> = adapters.iter().filter(|a| a.model == name).cloned().collect();
             if !own.is_empty() && !card.generates() {
                 return Err(format!("{name} makes embeddings: it takes no adapters").into());

@@ -143,6 +143,18 @@ async fn the_longest_unused_makes_room_within_the_plan_and_what_answers_stays() 
     assert_eq!(loaded(&app).len(), 2);
 }
 
+#[test]
+fn keys_and_values_get_a_part_of_the_servers_memory_and_no_more_than_is_of_use() {
+    let planned = |gib: u64, max_sequences| {
+        let app = app(&["a"], &[], Machine { max_sequences, ..machine() }, gib << 30);
+        app.registry.bases().next().unwrap().card.kv_bytes
+    };
+    assert_eq!([planned(1, 4096), planned(16, 4096)], [256 << 20, 2 << 30]);
+    let all = planned(16, 64);
+    assert!(planned(16, 32) == all / 2 && all < 256 << 20, "{all}");
+    assert_eq!(planned(64, 64), all);
+}
+
 fn fixture(name: &str) -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
     let found = [root.join("shared/fixtures/models"), root.join("../shared/fixtures/models")];

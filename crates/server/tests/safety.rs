@@ -5,15 +5,28 @@ mod common;
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
-use common::{MODEL, app, ask, get, no_keys, policy, post, send, server};
+use common::{Folder, MODEL, app, app_on, ask, get, machine, no_keys, policy, post, send, server};
 use lapidary_server::app::{Policy, router};
 use lapidary_server::auth::Keys;
+use lapidary_server::model::Machine;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::time::Duration;
 
 fn with_header(path: &str, name: &str, value: &str) -> Request<Body> {
     Request::get(path).header(name, value).body(Body::empty()).unwrap()
+}
+
+/// Keys, and what their lines say of them.
+fn keys_file(name: &str, keys: &[(&str, &str)]) -> Keys {
+    use sha2::{Digest, Sha256};
+    let line = |(key, rights): &(&str, &str)| {
+        format!("{key} {} {rights}\n", lapidary_server::model::hex(&Sha256::digest(key)))
+    };
+    let folder = Folder::new(name);
+    let path = folder.0.join("keys");
+    std::fs::write(&path, keys.iter().map(line).collect::<String>()).unwrap();
+    Keys::new(&[], Some(path), None).unwrap()
 }
 
 #[tokio::test]
@@ -44,12 +57,8 @@ async fn keys_are_asked_for_in_every_dialect_with_its_own_words() {
 
 #[tokio::test]
 async fn scopes_and_rates_hold() {
-    use sha2::Digest;
-    let hash = sha2::Sha256::digest("embed-only-key");
-    let hash: String = hash.iter().map(|b| format!("{b:02x}")).collect();
-    let path = std::env::temp_dir().join(format!("lapidary-scopes-{}", std::process::id()));
-    std::fs::write(&path, format!("e {hash} scopes=embed,read rate=2\n")).unwrap();
-    let server = router(app(policy(), Keys::new(&[], Some(path.clone()), None).unwrap()));
+    let keys = keys_file("scopes", &[("embed-only-key", "scopes=embed,read rate=2")]);
+    let server = router(app(policy(), keys));
     let ask = async |path: &str| {
         let body = json!({"model": MODEL, "input": "x"}).to_string();
         let request = Request::post(path).header("x-api-key", "embed-only-key");
@@ -63,7 +72,6 @@ async fn scopes_and_rates_hold() {
     let third = ask("/v1/embeddings").await;
     assert_eq!(third.status, 429);
     assert!(third.header("retry-after").parse::<u64>().unwrap() <= 31);
-    let _ = std::fs::remove_file(path);
 }
 
 #[tokio::test]
@@ -169,20 +177,54 @@ async fn the_same_request_alone_and_among_others_gives_the_same_bytes() {
             "messages": [{"role": "user", "content": format!("Tell of the {} {}", words[i % 4], "very ".repeat(i * 3))}]})
     };
     let mut alone = Vec::new();
-    for i in 0..16 {
+    for i in 0..33 {
         let got = ask(&server, "/v1/chat/completions", body(i)).await;
         assert_eq!(got.status, 200, "{}", got.text);
         alone.push(timeless(got.json()).to_string());
     }
+    // The second time each finds its beginning in the cache.
     let mut tasks = tokio::task::JoinSet::new();
-    for i in 0..16 {
+    for i in 0..33 {
         let (server, body) = (server.clone(), body(i));
         tasks.spawn(async move { (i, ask(&server, "/v1/chat/completions", body).await.json()) });
     }
+    let mut found = 0;
     while let Some(done) = tasks.join_next().await {
         let (i, value) = done.unwrap();
+        let cached = &value["usage"]["prompt_tokens_details"]["cached_tokens"];
+        found += usize::from(cached.as_u64().is_some_and(|n| n > 0));
         assert_eq!(timeless(value).to_string(), alone[i], "request {i}");
     }
+    assert!(found > 20, "{found} prefixes were found");
+}
+
+/// A completion for the owner of a key.
+async fn complete(server: Router, key: &str, tokens: usize) -> Value {
+    let body = json!({"model": MODEL, "prompt": "Once", "seed": 5, "max_tokens": tokens,
+        "temperature": 1, "logit_bias": {"1": -100}, "logprobs": 1});
+    let request = Request::post("/v1/completions").header("x-api-key", key);
+    let got = send(&server, request.body(body.to_string().into()).unwrap()).await;
+    assert_eq!(got.status, 200, "{}", got.text);
+    timeless(got.json())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_of_higher_priority_goes_first_and_who_made_way_gets_the_same_bytes() {
+    let keys = keys_file("priority", &[("the-low-key", ""), ("the-high-key", "priority=1")]);
+    let app = app_on(Machine { max_sequences: 1, ..machine() }, policy(), keys);
+    let server = router(app.clone());
+    let alone = complete(server.clone(), "the-low-key", 400).await;
+    let model = app.registry.get(MODEL).await.unwrap();
+    let stats = || model.engine().unwrap().stats();
+    let before = stats();
+    let low = tokio::spawn(complete(server.clone(), "the-low-key", 400));
+    while stats().decode_tokens < before.decode_tokens + 3 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    complete(server.clone(), "the-high-key", 4).await;
+    // There is one place, and it was given up.
+    assert_eq!(stats().preemptions, 1);
+    assert_eq!(low.await.unwrap(), alone);
 }
 
 #[tokio::test]

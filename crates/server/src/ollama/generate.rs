@@ -317,29 +317,36 @@ pub struct Response {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<Object>>)]
     pub logprobs: Option<Vec<Value>>,
-    /// Counts and times, of a complete answer.
+    /// Of a complete answer.
     #[serde(flatten)]
-    pub figures: Option<Figures>,
+    pub figures: Figures,
 }
 
-/// Counts, and times in nanoseconds.
-#[derive(Debug, Serialize, ToSchema)]
+/// Counts, and times in nanoseconds: all of a complete answer, and none before.
+#[derive(Debug, Default, Serialize, ToSchema)]
 #[schema(as = OllamaFigures)]
 pub struct Figures {
     /// From the request to the answer.
-    pub total_duration: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_duration: Option<u64>,
     /// Until the model was loaded.
-    pub load_duration: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_duration: Option<u64>,
     /// Tokens of the prompt.
-    pub prompt_eval_count: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_eval_count: Option<usize>,
     /// Computing the prompt.
-    pub prompt_eval_duration: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_eval_duration: Option<u64>,
     /// Tokens of the answer.
-    pub eval_count: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_count: Option<usize>,
     /// Computing the answer.
-    pub eval_duration: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_duration: Option<u64>,
     /// Names weights, precision and version: the same, the same bytes. Not Ollama's.
-    pub system_fingerprint: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_fingerprint: Option<String>,
 }
 
 /// What all lines of an answer share.
@@ -373,26 +380,27 @@ impl Head {
             done: false,
             done_reason: None,
             logprobs: tokens.map(probabilities),
-            figures: None,
+            figures: Figures::default(),
         }
     }
 
     /// The last line, or the line of a whole answer.
     pub fn last(&self, line: Response, end: &End, usage: &Usage) -> Response {
+        let nanoseconds = |d: std::time::Duration| Some(d.as_nanos() as u64);
         let figures = Figures {
-            total_duration: self.start.elapsed().as_nanos() as u64,
-            load_duration: (self.loaded - self.start).as_nanos() as u64,
-            prompt_eval_count: usage.prompt,
-            prompt_eval_duration: usage.timings.prefill.as_nanos() as u64,
-            eval_count: usage.completion,
-            eval_duration: usage.timings.decode.as_nanos() as u64,
-            system_fingerprint: self.fingerprint.clone(),
+            total_duration: nanoseconds(self.start.elapsed()),
+            load_duration: nanoseconds(self.loaded - self.start),
+            prompt_eval_count: Some(usage.prompt),
+            prompt_eval_duration: nanoseconds(usage.timings.prefill),
+            eval_count: Some(usage.completion),
+            eval_duration: nanoseconds(usage.timings.decode),
+            system_fingerprint: Some(self.fingerprint.clone()),
         };
         let reason = match end {
             End::Stop | End::StopString(_) => "stop",
             End::Length | End::Context => "length",
         };
-        Response { done: true, done_reason: Some(reason), figures: Some(figures), ..line }
+        Response { done: true, done_reason: Some(reason), figures, ..line }
     }
 }
 

@@ -56,9 +56,13 @@ pub fn policy() -> Policy {
 }
 
 pub fn app(policy: Policy, keys: Keys) -> Shared {
+    app_on(machine(), policy, keys)
+}
+
+pub fn app_on(machine: Machine, policy: Policy, keys: Keys) -> Shared {
     let models = vec![(MODEL.to_owned(), Origin::path(model_file()))];
     let registry =
-        Registry::new(models, Vec::new(), machine(), 1 << 30).unwrap_or_else(|e| panic!("{e}"));
+        Registry::new(models, Vec::new(), machine, 1 << 30).unwrap_or_else(|e| panic!("{e}"));
     App::new(registry, keys, policy)
 }
 
