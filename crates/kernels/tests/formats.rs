@@ -74,6 +74,9 @@ const STEPS: [(BlockType, f32); 15] = [
     (BlockType::MXFP4, 1.0 / 3.0),
 ];
 
+/// Types from here on are searched.
+const SEARCHED: usize = 7;
+
 fn there_and_back(ty: BlockType, x: &[f32], w: Option<&[f32]>) -> (Vec<u8>, Vec<f32>) {
     let mut bytes = vec![0xff; x.len() / ty.block_len() * ty.block_bytes()];
     match w {
@@ -106,11 +109,13 @@ proptest! {
 
     #[test]
     fn the_error_is_within_a_step(x in proptest::collection::vec(-100.0f32..100.0, 256)) {
-        for (ty, step) in STEPS {
+        for (i, (ty, step)) in STEPS.into_iter().enumerate() {
+            // A search makes the sum of the squares small: one weight may lose more than a step.
+            let step = if i < SEARCHED { 1.001 * step } else { 1.5 * step };
             let (_, back) = there_and_back(ty, &x, None);
             let top = x.iter().fold(0.0f32, |t, x| t.max(x.abs()));
             for (x, back) in x.iter().zip(&back) {
-                let most = top * (step * 1.001 + 0.001);
+                let most = top * (step + 0.001);
                 prop_assert!((x - back).abs() <= most, "{ty:?}: {x} {back}");
             }
         }
@@ -175,7 +180,7 @@ proptest! {
             state ^= state << 17;
             (state >> 24) as u8
         };
-        for (ty, _) in STEPS.iter().skip(7) {
+        for (ty, _) in STEPS.iter().skip(SEARCHED) {
             let mut block: Vec<u8> = (0..ty.block_bytes()).map(|_| next()).collect();
             for at in ty.scale_places() {
                 block[*at..*at + 2].copy_from_slice(&0x1c00u16.to_le_bytes());
@@ -188,7 +193,7 @@ proptest! {
             let (_, back) = there_and_back(*ty, &x, None);
             let (lost, size) = (loss(&x, &back, &[1.0; 256]), loss(&x, &[0.0; 256], &[1.0; 256]));
             // Of two or three bits little can be told with certainty.
-            let most = if matches!(ty, BlockType::Q2_K | BlockType::Q3_K) { 0.1 } else { 0.04 };
+            let most = if matches!(ty, BlockType::Q2_K | BlockType::Q3_K) { 0.1 } else { 0.08 };
             prop_assert!((lost / size).sqrt() <= most, "{ty:?}: {}", (lost / size).sqrt());
         }
     }
