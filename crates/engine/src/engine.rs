@@ -2,7 +2,7 @@
 
 use crate::generate::Finish;
 use crate::request::{Canceller, Kind, Refusal, Request, Sink, Ticket};
-use crate::scheduler::ROWS_EACH;
+use crate::scheduler::pass_rows;
 use crate::worker::Worker;
 use lapidary_model::{Info, Model};
 use lapidary_ops::{KvType, Ops};
@@ -39,11 +39,6 @@ impl EngineOptions {
     /// Rows of one sequence in a pass at most.
     pub fn chunk(&self) -> usize {
         self.token_budget.max(self.picture_rows)
-    }
-
-    /// Rows of a pass at most, without those of a picture.
-    fn pass_rows(&self) -> usize {
-        self.token_budget.max(self.max_sequences * ROWS_EACH)
     }
 
     /// The same for a model with these figures: a prompt that sees itself goes through one pass, as a
@@ -127,7 +122,8 @@ impl Plan {
         // Residual, normed and rotated rows, and two of a feed-forward layer of eight times the
         // width; then the logits, and their copy for the sampler.
         // A picture comes on top of what is in the pass before it.
-        let rows = (o.pass_rows() + o.picture_rows) * info.width * 24;
+        let rows = pass_rows(o.token_budget, o.max_sequences) + o.picture_rows;
+        let rows = rows * info.width * 24;
         let logits = 2 * o.max_sequences * info.vocab;
         Ok(Self {
             weights,

@@ -2,9 +2,9 @@
 //! tensor, no clock and no channel.
 //!
 //! Every running request that only lacks its latest token gets a row; what the budget leaves goes
-//! to prompts, chunk by chunk, and to requests that can start. The more requests there are, the larger the
-//! pass may be: prompts would queue behind so many answers otherwise, and never catch up. Turns go by priority, then to the
-//! client that has had least, then by arrival. When memory is short the request whose turn would
+//! to prompts, chunk by chunk, and to requests that can start. The more requests there are, the
+//! larger the pass may be: prompts would queue behind so many answers otherwise, and never catch up.
+//! Turns go by priority, then to the client that has had least, then by arrival. When memory is short the request whose turn would
 //! come last loses its blocks and is computed again later: invariant 3 says that it can't tell.
 //!
 //! The rows of a picture see each other: they go through one pass, even if they are more than the
@@ -22,11 +22,15 @@ use std::ops::Range;
 /// What a new token counts beside one of a prompt, when turns are given: it needs a pass of its own.
 const NEW_TOKEN: u64 = 4;
 
-/// Rows that a pass may have for each request, if that is more than the budget. A request takes turns with
-/// its prompt and its answer: when all are answering, a pass needs a row for each, and room for the prompts
-/// of those that come in their place; of prompts seven times as long as the answers here. More only makes
-/// those wait who are being answered.
-pub(crate) const ROWS_EACH: usize = 8;
+/// Rows that a pass may have for each request, if that is more than the budget: one for its answer, and
+/// seven for the prompts of those that come in the place of who is done. That is enough where prompts
+/// are up to seven times as long as answers; more only makes those wait who are being answered.
+const ROWS_EACH: usize = 8;
+
+/// Rows of a pass of `requests` at most, without those of a picture.
+pub(crate) fn pass_rows(budget: usize, requests: usize) -> usize {
+    budget.max(requests * ROWS_EACH)
+}
 
 /// A request, as the scheduler sees it.
 pub(crate) struct Sequence {
@@ -160,8 +164,8 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// No requests yet; at most `budget` rows of a sequence a pass and `max_running` requests at once, and
-    /// pictures of at most `picture` rows.
+    /// No requests yet; at most `budget` rows of a sequence a pass and `max_running` requests at
+    /// once, and pictures of at most `picture` rows.
     pub fn new(blocks: Blocks, budget: usize, max_running: usize, picture: usize) -> Self {
         Self {
             blocks,
@@ -260,29 +264,28 @@ impl Scheduler {
         let mut plan = Plan::default();
         let mut turns: Vec<_> = self.running.iter().map(|s| (self.turn(s), s.id)).collect();
         turns.sort_unstable();
-        let most = self.pass_rows();
         let lacks = |s: &Self, id| s.get(id).map_or(0, |s| s.tokens.len() - s.computed);
         // Answers go on first, whatever prompts there are.
         let (answers, prompts): (Vec<_>, Vec<_>) =
             turns.into_iter().map(|t| t.1).partition(|&id| lacks(self, id) == 1);
         for id in answers.into_iter().chain(prompts) {
-            self.add(&mut plan, id, most);
+            self.add(&mut plan, id);
         }
-        self.start(&mut plan, most);
+        self.start(&mut plan);
         plan
     }
 
     /// Rows of the next pass at most.
     fn pass_rows(&self) -> usize {
-        let requests = (self.running.len() + self.waiting.len()).min(self.max_running);
-        self.budget.max(requests * ROWS_EACH)
+        let requests = self.running.len() + self.waiting.len();
+        pass_rows(self.budget, requests.min(self.max_running))
     }
 
     /// Gives a running sequence rows, and takes blocks from others if it must; from itself if its
     /// turn is the last.
-    fn add(&mut self, plan: &mut Plan, id: u64, most: usize) {
+    fn add(&mut self, plan: &mut Plan, id: u64) {
         loop {
-            let left = most.saturating_sub(plan.rows()).min(self.budget);
+            let left = self.pass_rows().saturating_sub(plan.rows()).min(self.budget);
             let Some(i) = self.running.iter().position(|s| s.id == id) else { return };
             let s = &mut self.running[i];
             let end = s.chunk_end(left);
@@ -325,14 +328,14 @@ impl Scheduler {
     }
 
     /// Starts waiting sequences, as far as rows, places and memory go.
-    fn start(&mut self, plan: &mut Plan, most: usize) {
+    fn start(&mut self, plan: &mut Plan) {
         let mut order: Vec<_> = self.waiting.iter().map(|s| (self.turn(s), s.id)).collect();
         order.sort_unstable();
         for (_, id) in order {
             if plan.preempted.contains(&id) {
                 continue;
             }
-            if plan.rows() >= most {
+            if plan.rows() >= self.pass_rows() {
                 return;
             }
             let Some(i) = self.waiting.iter().position(|s| s.id == id) else { continue };
@@ -356,7 +359,7 @@ impl Scheduler {
             s.computed = start;
             plan.started.push((id, start));
             self.running.push(s);
-            self.add(plan, id, most);
+            self.add(plan, id);
         }
     }
 

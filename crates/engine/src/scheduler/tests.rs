@@ -63,7 +63,7 @@ impl World {
             scheduler,
             memory,
             budget,
-            rows: budget.max(max_running.min(budget) * ROWS_EACH),
+            rows: pass_rows(budget, max_running.min(budget)),
             largest,
             slots: HashMap::new(),
             live: BTreeMap::new(),
