@@ -1,6 +1,7 @@
 //! Pictures to the patches that vision towers read.
 
 use lapidary_formats::Rgb;
+use std::borrow::Cow;
 
 /// A picture cut in square patches, row by row.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,11 +76,13 @@ impl Filter {
 pub(crate) fn resize(image: &Rgb, width: usize, height: usize, filter: Filter) -> Rgb {
     let shrinks = |from: usize, to: usize| from as i64 - to as i64;
     let (less_high, less_wide) = (shrinks(image.height, height), shrinks(image.width, width));
-    if less_high > 0 && less_high > 2 * less_wide {
-        with_width(with_height(image.clone(), height, filter), width, filter)
+    let image = Cow::Borrowed(image);
+    let resized = if less_high > 0 && less_high > 2 * less_wide {
+        with_width(with_height(image, height, filter), width, filter)
     } else {
-        with_height(with_width(image.clone(), width, filter), height, filter)
-    }
+        with_height(with_width(image, width, filter), height, filter)
+    };
+    resized.into_owned()
 }
 
 /// A sum of weighted bytes as a byte.
@@ -87,7 +90,7 @@ fn rounded(sum: i64) -> u8 {
     ((sum + (1 << (BITS - 1))) >> BITS).clamp(0, 255) as u8
 }
 
-fn with_width(image: Rgb, width: usize, filter: Filter) -> Rgb {
+fn with_width(image: Cow<Rgb>, width: usize, filter: Filter) -> Cow<Rgb> {
     if image.width == width {
         return image;
     }
@@ -102,10 +105,10 @@ fn with_width(image: Rgb, width: usize, filter: Filter) -> Rgb {
             }
         }
     }
-    Rgb { width, height: image.height, data }
+    Cow::Owned(Rgb { width, height: image.height, data })
 }
 
-fn with_height(image: Rgb, height: usize, filter: Filter) -> Rgb {
+fn with_height(image: Cow<Rgb>, height: usize, filter: Filter) -> Cow<Rgb> {
     if image.height == height {
         return image;
     }
@@ -118,7 +121,7 @@ fn with_height(image: Rgb, height: usize, filter: Filter) -> Rgb {
             data.push(rounded(values.map(value).sum()));
         }
     }
-    Rgb { height, data, ..image }
+    Cow::Owned(Rgb { width: image.width, height, data })
 }
 
 /// Patches of `size` pixels a side, the values of each in the order rows, columns, colours, or
