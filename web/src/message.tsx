@@ -146,11 +146,11 @@ function Branches({ message: m, position, of, busy }: Props) {
   )
 }
 
-/** Counts and speed. The speed is that of the tokens after the first, whose time is the prompt's. */
 /** Milliseconds from the first piece to the last. In fewer all of them may have come at once, and say nothing of
  * the model. */
 const MEASURABLE = 20
 
+/** Counts and speed. The speed is that of the tokens after the first, whose time is the prompt's. */
 function Measures({ message: m, context }: { message: Message; context: number | undefined }) {
   const f = m.figures
   if (!f || f.completion === 0) return <span class="measures" />
