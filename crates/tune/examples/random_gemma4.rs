@@ -5,6 +5,9 @@
 //!
 //! Rows repeat after a while, so that 26B are written in the time of the disk.
 
+#[path = "shared/random.rs"]
+mod random;
+
 use lapidary_formats::gguf::{self, Metadata};
 use lapidary_formats::{DType, TensorSpec};
 use lapidary_ops::{BlockType, blocks};
@@ -174,13 +177,7 @@ impl Shape {
 
 /// 97 random rows of `k`.
 fn rows(ty: BlockType, seed: u64, k: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let values: Vec<f32> = (0..97 * k)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.1
-        })
-        .collect();
+    let values: Vec<f32> = random::weights(seed).take(97 * k).collect();
     let mut bytes = vec![0; values.len() / ty.block_len() * ty.block_bytes()];
     blocks::quantize(ty, &values, &mut bytes);
     bytes

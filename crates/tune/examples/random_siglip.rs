@@ -3,6 +3,9 @@
 //!
 //!     cargo run --release -p lapidary-tune --example random_siglip -- mmproj.gguf
 
+#[path = "shared/random.rs"]
+mod random;
+
 use lapidary_formats::gguf::{self, Array, Metadata, Value};
 use lapidary_formats::{DType, TensorSpec};
 use lapidary_ops::blocks;
@@ -71,15 +74,6 @@ fn tensors() -> Vec<(String, Vec<usize>)> {
     all
 }
 
-/// `len` numbers between -0.05 and 0.05.
-fn random(seed: u64, len: usize) -> impl Iterator<Item = f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len).map(move |_| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.1
-    })
-}
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = std::env::args().nth(1).ok_or("random_siglip FILE.gguf")?;
     let tensors = tensors();
@@ -87,7 +81,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let specs = tensors.iter().map(|(name, s)| TensorSpec::new(name, dtype(s), s.clone()));
     let mut out = gguf::create(Path::new(&file), &metadata(&file)?, &specs.collect::<Vec<_>>())?;
     for (i, (name, shape)) in tensors.iter().enumerate() {
-        let values = random(i as u64 + 1, shape.iter().product());
+        let values = random::weights(i as u64 + 1).take(shape.iter().product());
         let bytes: Vec<u8> = match shape[..] {
             [_] => values.flat_map(|x| (1.0 + x).to_le_bytes()).collect(),
             _ => values.flat_map(|x| blocks::f32_to_f16(x).to_le_bytes()).collect(),
