@@ -35,6 +35,13 @@ fn run(args: &[&str], input: &[u8]) -> Output {
     child.wait_with_output().unwrap()
 }
 
+/// What `run --json` with these arguments reports.
+fn report(args: &[&str], input: &[u8]) -> Value {
+    let out = run(&[&["run", "--json"], args].concat(), input);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
 fn bad(args: &[&str], input: &[u8], words: &str) {
     let out = run(args, input);
     let said = String::from_utf8(out.stderr).unwrap();
@@ -57,10 +64,7 @@ fn a_picture_stands_before_the_prompt_and_in_a_chat() {
         let file = std::fs::read(image).unwrap();
         let rest = ["--temperature", "0", "--max-tokens", "8", "--precision", "exact"];
         let report = |image: &[&str], input: &[u8]| -> Value {
-            let args = ["run", "--model", dir, "What is it?", "--json"];
-            let out = run(&[&args[..], &rest, image].concat(), input);
-            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-            serde_json::from_slice(&out.stdout).unwrap()
+            report(&[&["--model", dir, "What is it?"], &rest[..], image].concat(), input)
         };
         let one = report(&["--image", image], b"");
         let ids: Vec<u32> = serde_json::from_value(one["prompt_ids"].clone()).unwrap();
@@ -183,10 +187,8 @@ fn a_served_gguf_model_sees_as_in_run() {
     }
     let image = models.join("gemma4_e2b/image.png");
     let picture = ["--image", image.to_str().unwrap(), "--mmproj", &right];
-    let plain = ["run", "--model", &model, "What is it?", "--json", "--temperature", "0"];
-    let out = run(&[&plain[..], &picture, &["--max-tokens", "8"]].concat(), b"");
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let want: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let plain = ["--model", &model, "What is it?", "--temperature", "0", "--max-tokens", "8"];
+    let want = report(&[&plain[..], &picture].concat(), b"");
     let url = format!("data:image/png;base64,{}", STANDARD.encode(std::fs::read(&image).unwrap()));
     let body = json!({"model": "m", "temperature": 0, "max_tokens": 8, "messages": [
         {"role": "user", "content": [
@@ -242,11 +244,9 @@ fn a_directory_sees_the_same_as_a_gguf_file_and_a_tower() {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let image = models.join("gemma3/image.png");
     let answer = |model: &str, more: &[&str]| -> Value {
-        let args = ["run", "--model", model, "What is it?", "--image", image.to_str().unwrap()];
-        let rest = ["--json", "--temperature", "0", "--max-tokens", "24", "--precision", "exact"];
-        let out = run(&[&args[..], &rest, more].concat(), b"");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        serde_json::from_slice(&out.stdout).unwrap()
+        let args = ["--model", model, "What is it?", "--image", image.to_str().unwrap()];
+        let rest = ["--temperature", "0", "--max-tokens", "24", "--precision", "exact"];
+        report(&[&args[..], &rest, more].concat(), b"")
     };
     let (want, got) = (answer(dir, &[]), answer(&model, &["--mmproj", &tower]));
     for key in ["ids", "counts", "text"] {
@@ -261,10 +261,8 @@ fn a_model_thinks_when_it_is_told_to() {
     let Some(models) = fixtures() else { return };
     let ids = |name: &str, flags: &[&str]| -> Vec<u32> {
         let dir = models.join(name);
-        let args = ["run", "--model", dir.to_str().unwrap(), "Why?", "--json", "--max-tokens", "4"];
-        let out = run(&[&args[..], flags].concat(), b"");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+        let args = ["--model", dir.to_str().unwrap(), "Why?", "--max-tokens", "4"];
+        let report = report(&[&args[..], flags].concat(), b"");
         assert!(report["thought"].is_string());
         serde_json::from_value(report["prompt_ids"].clone()).unwrap()
     };

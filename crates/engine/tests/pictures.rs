@@ -114,10 +114,25 @@ fn folder(fixtures: &Path, name: &str) -> PathBuf {
     if own.is_dir() { own } else { fixtures.join("models").join(name) }
 }
 
-fn patch_side(dir: &Path) -> usize {
+/// A number of a checkpoint's tower.
+fn tower_setting(dir: &Path, key: &str) -> usize {
     let config = std::fs::read(dir.join("config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
-    config["vision_config"]["patch_size"].as_u64().unwrap() as usize
+    config["vision_config"][key].as_u64().unwrap() as usize
+}
+
+fn patch_side(dir: &Path) -> usize {
+    tower_setting(dir, "patch_size")
+}
+
+/// The settings of a GGUF file, some of them changed.
+fn changed(file: &Checkpoint, change: impl Fn(&str) -> Option<Value>) -> Metadata {
+    let Source::Gguf(old) = file.source() else { panic!("a GGUF file was expected") };
+    let mut settings = Metadata::new("changed");
+    for (key, value) in old.iter() {
+        settings.insert(key, change(key).unwrap_or_else(|| value.clone())).unwrap();
+    }
+    settings
 }
 
 #[test]
@@ -613,16 +628,10 @@ fn towers_in_mmproj_files_see_the_same() {
     refused(&text("gemma4_e2b"), &text("gemma4_e2b"), "no mmproj file");
     refused(&text("gemma4_e2b"), &open(dir.join("models/gemma4_e2b")), "a GGUF file was expected");
     // The tower's own width is no one's business: SigLIP's is that of Gemma 3 1B, which sees nothing.
-    let config = std::fs::read(dir.join("models/gemma3/config.json")).unwrap();
-    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
-    let own = config["vision_config"]["hidden_size"].as_u64().unwrap() as u32;
-    let small = open(dir.join("gguf/gemma3_text-q8_0.gguf"));
-    let Source::Gguf(old) = small.source() else { panic!("a GGUF file was expected") };
-    let mut settings = Metadata::new("as wide as the tower");
-    for (key, value) in old.iter() {
-        let wide = key == "gemma3.embedding_length";
-        settings.insert(key, if wide { own.into() } else { value.clone() }).unwrap();
-    }
+    let own = tower_setting(&dir.join("models/gemma3"), "hidden_size") as u32;
+    let settings = changed(&open(dir.join("gguf/gemma3_text-q8_0.gguf")), |key| {
+        (key == "gemma3.embedding_length").then(|| own.into())
+    });
     let wide = Folder::new("as-wide-as-the-tower");
     let path = wide.0.join("text.gguf");
     gguf::create(&path, &settings, &[]).unwrap().finish().unwrap();
@@ -635,19 +644,14 @@ fn towers_in_mmproj_files_see_the_same() {
 
 /// A Gemma 4 of nothing but copies of a global layer of `text`.
 fn global_layers(text: &Checkpoint, count: usize, path: &Path) -> Checkpoint {
-    let Source::Gguf(old) = text.source() else { panic!("a GGUF file was expected") };
-    let mut metadata = Metadata::new("copies");
-    for (key, value) in old.iter() {
-        let value = match key {
-            "gemma4.block_count" => (count as u32).into(),
-            "gemma4.attention.head_count_kv" => Value::Array(Array::I32(vec![1; count])),
-            "gemma4.attention.sliding_window_pattern" => {
-                Value::Array(Array::Bool(vec![false; count]))
-            }
-            _ => value.clone(),
-        };
-        metadata.insert(key, value).unwrap();
-    }
+    let metadata = changed(text, |key| match key {
+        "gemma4.block_count" => Some((count as u32).into()),
+        "gemma4.attention.head_count_kv" => Some(Value::Array(Array::I32(vec![1; count]))),
+        "gemma4.attention.sliding_window_pattern" => {
+            Some(Value::Array(Array::Bool(vec![false; count])))
+        }
+        _ => None,
+    });
     let mut tensors = Vec::new();
     for view in text.tensors() {
         if let Some(part) = view.name.strip_prefix("blk.2.") {
