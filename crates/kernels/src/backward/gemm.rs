@@ -16,7 +16,7 @@ use super::tiles;
 use crate::activations::to_bf16;
 use crate::buffer::SharedMut;
 use crate::pool::Pool;
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Isa, Kernel, Simd, prefetch};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -190,14 +190,8 @@ impl Gemm {
         let strips = job.s1 - job.s0;
         let work = job.m * strips * strip_width(self.isa) * (job.k1 - job.k0);
         let threads = if work < SMALL { 1 } else { self.pool.threads() };
-        let blocks = job.m.div_ceil(MC).max(1);
-        let rows = job.m.div_ceil(blocks).next_multiple_of(12);
-        let blocks = job.m.div_ceil(rows);
-        // Some tasks a thread even out what others take from a core; narrow ones repack too much.
-        let wanted = if threads == 1 { 1 } else { (4 * threads).div_ceil(blocks) };
-        let groups = wanted.clamp(1, strips.div_ceil(4));
-        let wide = strips.div_ceil(groups);
-        let groups = strips.div_ceil(wide);
+        let [rows, wide] = cut(job.m, strips, strip_width(self.isa), threads);
+        let (blocks, groups) = (job.m.div_ceil(rows), strips.div_ceil(wide));
         let task = |i: usize| {
             let (block, group) = (i % blocks, i / blocks);
             let mut own = self.scratch.take((rows + 12) * KC + 16);
@@ -215,6 +209,34 @@ impl Gemm {
             self.pool.run(blocks * groups, &task);
         }
     }
+}
+
+/// Rows and strips of a task, of `m` rows times `strips` strips, so that the last thread is done soonest.
+fn cut(m: usize, strips: usize, width: usize, threads: usize) -> [usize; 2] {
+    // The height of the inner loop.
+    let height = width * 3 / 8;
+    let least = m.div_ceil(MC).max(1);
+    if threads == 1 {
+        return [m.div_ceil(least).next_multiple_of(height), strips];
+    }
+    let mut best = (f64::MAX, [0, 0]);
+    for blocks in least..=m.div_ceil(height).min(least + 4 * threads) {
+        let rows = m.div_ceil(blocks).next_multiple_of(height);
+        let blocks = m.div_ceil(rows);
+        for groups in 1..=strips.min((8 * threads).div_ceil(blocks)) {
+            let wide = strips.div_ceil(groups);
+            let rounds = (blocks * strips.div_ceil(wide)).div_ceil(threads);
+            // Cycles for each place of the contraction: a step of the inner loop for a row and a strip;
+            // about half a one to pack a value of a; two to fetch a step of b. And a quarter of a task
+            // that a thread waits for others whose core is shared.
+            let task = (rows * wide) as f64 + 0.6 * rows as f64 + 2.0 * wide as f64;
+            let cost = (rounds as f64 + 0.25) * task;
+            if cost < best.0 {
+                best = (cost, [rows, wide]);
+            }
+        }
+    }
+    best.1
 }
 
 /// Packs strips `part` of a chunk of b.
@@ -358,6 +380,10 @@ impl<const BF16: bool> Multiply<'_, BF16> {
                         let rest = [MR.min(self.rows.end - row), width.min(job.n - column)];
                         let c = job.c.at(row * job.n + column);
                         let load = job.load || p > 0;
+                        // The next rows' outputs, whose sums are waited for.
+                        for r in row + MR..(row + 2 * MR).min(self.rows.end) {
+                            prefetch(job.c.at(r * job.n + column).cast());
+                        }
                         tile::<S, MR, BF16>(steps::<BF16>(len), a, b, c, job.n, rest, load);
                     }
                 }
