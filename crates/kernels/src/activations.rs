@@ -35,6 +35,7 @@ pub(crate) fn tiles(rows: usize) -> Vec<Tile> {
 }
 
 /// Activations in f32, for products with float weights and for exact products with quantised ones.
+#[derive(Default)]
 pub struct FloatRows {
     pub(crate) rows: usize,
     pub(crate) k: usize,
@@ -67,8 +68,11 @@ pub struct PairRows {
     pub(crate) rows: usize,
     pub(crate) k: usize,
     pub(crate) tiles: Vec<Tile>,
-    /// `[tile][k block][row][16]`: pairs, the first one in the low half; zero beyond `k`.
+    /// `[tile][k block][row][16]`: pairs, the first one in the low half; zero beyond `k`. Empty where
+    /// the processor does not multiply bfloat16s.
     pub(crate) values: Vec<u32>,
+    /// The rounded values in f32, there.
+    pub(crate) floats: FloatRows,
 }
 
 impl FloatRows {
@@ -203,23 +207,34 @@ impl PairRows {
         assert!(x.len().is_multiple_of(k), "rows of {k} in {}", x.len());
         let (rows, blocks) = (x.len() / k, k.div_ceil(BLOCK));
         (self.rows, self.k, self.tiles) = (rows, k, tiles(rows));
-        self.values.resize(rows * blocks * (BLOCK / 2), 0);
-        let out = SharedMut(self.values.as_mut_ptr());
-        let tiles = &self.tiles;
-        pool.split(tiles.len(), (16384 / k / 16).max(1), &|range| {
-            isa.run(Round { x, k, tiles: &tiles[range], out });
-        });
+        let (tiles, grain) = (&self.tiles, (16384 / k / 16).max(1));
+        if isa.multiplies_bf16() {
+            self.values.resize(rows * blocks * (BLOCK / 2), 0);
+            let out = SharedMut(self.values.as_mut_ptr());
+            pool.split(tiles.len(), grain, &|range| {
+                isa.run(Round::<true> { x, k, tiles: &tiles[range], out });
+            });
+        } else {
+            let floats = &mut self.floats;
+            (floats.rows, floats.k, floats.tiles) = (rows, k, tiles.clone());
+            floats.values.resize(rows * blocks * BLOCK, 0.0);
+            let out = SharedMut(floats.values.as_mut_ptr().cast());
+            pool.split(tiles.len(), grain, &|range| {
+                isa.run(Round::<false> { x, k, tiles: &tiles[range], out });
+            });
+        }
     }
 }
 
-struct Round<'a> {
+/// Rounds some tiles, to pairs or to the bits of f32s.
+struct Round<'a, const PAIRS: bool> {
     x: &'a [f32],
     k: usize,
     tiles: &'a [Tile],
     out: SharedMut<u32>,
 }
 
-impl Kernel for Round<'_> {
+impl<const PAIRS: bool> Kernel for Round<'_, PAIRS> {
     type Output = ();
 
     #[inline(always)]
@@ -229,13 +244,19 @@ impl Kernel for Round<'_> {
             for m in 0..t.rows {
                 let row = &self.x[(t.row + m) * self.k..(t.row + m + 1) * self.k];
                 for (kb, src) in row.chunks(BLOCK).enumerate() {
-                    let at = (t.row * blocks + kb * t.rows + m) * (BLOCK / 2);
+                    let words = if PAIRS { BLOCK / 2 } else { BLOCK };
+                    let at = (t.row * blocks + kb * t.rows + m) * words;
                     // SAFETY: the vector has `blocks` blocks for each row; tiles are disjoint.
-                    let out = unsafe { &mut *self.out.at(at).cast::<[u32; BLOCK / 2]>() };
+                    let out = unsafe { std::slice::from_raw_parts_mut(self.out.at(at), words) };
                     let mut block = [0.0f32; BLOCK];
                     block[..src.len()].copy_from_slice(src);
-                    for (out, pair) in out.iter_mut().zip(block.chunks_exact(2)) {
-                        *out = to_bf16(pair[0], SMALLEST) | to_bf16(pair[1], SMALLEST) << 16;
+                    let block = block.map(|x| to_bf16(x, SMALLEST));
+                    if PAIRS {
+                        for (out, pair) in out.iter_mut().zip(block.chunks_exact(2)) {
+                            *out = pair[0] | pair[1] << 16;
+                        }
+                    } else {
+                        out.iter_mut().zip(block).for_each(|(out, x)| *out = x << 16);
                     }
                 }
             }

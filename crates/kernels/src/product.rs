@@ -27,7 +27,7 @@ pub fn product_f32(isa: Isa, pool: &Pool, x: &FloatRows, w: &Packed, out: &mut [
         match w.layout {
             Layout::F32 => isa.run(Floats::<F32> { x, job, of: F32 }),
             Layout::F16 => isa.run(Floats::<F16> { x, job, of: F16 }),
-            Layout::Bf16 => isa.run(ExactPairs { x, job }),
+            Layout::Bf16 => isa.run(Unpaired::<0> { x, job }),
             Layout::Q8_0 => isa.run(Exact { x, job, of: unpack::Q8_0 }),
             Layout::Q4_0 => isa.run(Exact { x, job, of: unpack::Q4_0 }),
             Layout::Q5_0 => isa.run(Exact { x, job, of: unpack::Q5_0 }),
@@ -73,7 +73,13 @@ pub fn product_bf16(isa: Isa, pool: &Pool, x: &PairRows, w: &Packed, out: &mut [
     assert!(x.k == w.k && out.len() == x.rows * w.n, "shapes of a product");
     assert_eq!(w.layout, Layout::Bf16, "weights for activations in bfloat16");
     let out = SharedMut(out.as_mut_ptr());
-    each_panel(pool, w, &|panels| isa.run_bf16(Pairs { x, job: Job { w, panels, out } }));
+    each_panel(pool, w, &|panels| {
+        let job = Job { w, panels, out };
+        match isa.multiplies_bf16() {
+            true => isa.run_bf16(Pairs { x, job }),
+            false => isa.run(Unpaired::<1> { x: &x.floats, job }),
+        }
+    });
 }
 
 /// The weights of output row `r` as f32; see [`Packed::row`].
@@ -209,6 +215,27 @@ impl<F: Format> Kernel for Integers<'_, F> {
 impl<F: Format> Integers<'_, F> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize, const ALONE: bool>(&self, panel: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if S::LANES < PANEL && M <= 4 {
+                // With few rows weights come from memory, which would rest during a second pass.
+                debug_assert_eq!(2 * S::LANES, PANEL);
+                return self.pass::<S, M, 2, ALONE>(panel, tile, 0);
+            }
+            for lane0 in (0..PANEL).step_by(S::LANES) {
+                self.pass::<S, M, 1, ALONE>(panel, tile, lane0);
+            }
+        }
+    }
+
+    /// `H` vectors of rows of a panel, from `lane0` on.
+    #[inline(always)]
+    unsafe fn pass<S: Simd, const M: usize, const H: usize, const ALONE: bool>(
+        &self,
+        panel: usize,
+        tile: Tile,
+        lane0: usize,
+    ) {
         let blocks = self.x.k / BLOCK;
         let weights = self.job.w.panel(panel);
         let first = tile.row * blocks;
@@ -220,31 +247,33 @@ impl<F: Format> Integers<'_, F> {
             sum: self.x.sums[first..].as_ptr(),
         };
         let bytes = weights.len() / blocks;
-        for lane0 in (0..PANEL).step_by(S::LANES) {
-            // SAFETY: every block of the panel and of the tile is in bounds: `x` has
-            // M * blocks blocks from the tile's first row on.
-            unsafe {
-                let mut acc = [S::splat(0.0); M];
-                for kb in 0..blocks {
-                    if lane0 == 0 && (M > 1 || F::HALVES) {
-                        ahead::<M>(weights.as_ptr().wrapping_add(kb * bytes), bytes);
-                    }
-                    let b = F::block::<S>(weights.as_ptr(), kb, lane0);
+        // SAFETY: every block of the panel and of the tile is in bounds: `x` has
+        // M * blocks blocks from the tile's first row on.
+        unsafe {
+            let mut acc = [[S::splat(0.0); M]; H];
+            for kb in 0..blocks {
+                if lane0 == 0 && (M > 1 || F::HALVES || F::MINS && S::LANES < PANEL) {
+                    ahead::<M>(weights.as_ptr().wrapping_add(kb * bytes), bytes);
+                }
+                for (h, acc) in acc.iter_mut().enumerate() {
+                    let b = F::block::<S>(weights.as_ptr(), kb, lane0 + h * S::LANES);
                     for (m, acc) in acc.iter_mut().enumerate() {
                         *acc = step::<S, F, ALONE>(*acc, &b, x.at(kb * M + m));
                     }
                 }
+            }
+            for (h, acc) in acc.into_iter().enumerate() {
                 for (m, acc) in acc.into_iter().enumerate() {
-                    self.job.store::<S>(tile.row + m, panel, lane0, acc);
+                    self.job.store::<S>(tile.row + m, panel, lane0 + h * S::LANES, acc);
                 }
             }
         }
     }
 }
 
-/// Asks for the weights of a later block of `bytes` bytes. With one row a product reads as fast as
-/// memory gives, and asking costs; with several it computes between reads, so long that neither
-/// the processor's own foresight nor its reordering reach the next block.
+/// Asks for the weights of a later block of `bytes` bytes. With one row and little to unpack a product
+/// reads as fast as memory gives, and asking costs; else it computes between reads, so long that
+/// neither the processor's own foresight nor its reordering reach the next block.
 #[inline(always)]
 fn ahead<const M: usize>(p: *const u8, bytes: usize) {
     let blocks = if M <= 4 { 12 } else { 6 };
@@ -353,44 +382,108 @@ unsafe fn half<S: Simd, F: Format>(
     }
 }
 
-/// A product of float weights, by tiles of rows and panels.
+/// A product of float weights, by tiles of rows and vectors.
 trait Tiled {
-    /// `P` panels from `panel` on for a tile of `M` rows, `MM` rows at a time.
+    /// `V` vectors of output rows, from those of `panel` on, for a tile of `M` rows, `MM` at a time.
     ///
     /// # Safety
     /// The features of `S`; panels and tile are parts of the operands.
-    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const P: usize>(
+    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const V: usize>(
         &self,
         panel: usize,
         tile: Tile,
     );
 
-    /// Some panels, `P` at a time as long as there are so many.
+    /// Some panels, `V` vectors at a time as long as there are so many.
     ///
     /// # Safety
     /// As for [`Tiled::tile`].
     #[inline(always)]
-    unsafe fn some<S: Simd, const M: usize, const MM: usize, const P: usize>(
+    unsafe fn some<S: Simd, const M: usize, const MM: usize, const V: usize>(
         &self,
         panels: &Range<usize>,
         tile: Tile,
     ) {
-        let mut panel = panels.start;
+        let (mut panel, each) = (panels.start, V * S::LANES / PANEL);
         // SAFETY: the panels are the operand's.
         unsafe {
-            while panel + P <= panels.end {
-                self.tile::<S, M, MM, P>(panel, tile);
-                panel += P;
+            while panel + each <= panels.end {
+                self.tile::<S, M, MM, V>(panel, tile);
+                panel += each;
             }
             while panel < panels.end {
-                self.tile::<S, M, MM, 1>(panel, tile);
+                if S::LANES == PANEL {
+                    self.tile::<S, M, MM, 1>(panel, tile);
+                } else {
+                    self.tile::<S, M, MM, 2>(panel, tile);
+                }
                 panel += 1;
+            }
+        }
+    }
+
+    /// A tile of f32 activations: at least eight chains of additions, so that none waits for itself,
+    /// and whole panels, whose other half would be read anew.
+    ///
+    /// # Safety
+    /// As for [`Tiled::tile`].
+    #[inline(always)]
+    unsafe fn floats<S: Simd>(&self, panels: &Range<usize>, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match tile.rows {
+                16 if S::LANES == PANEL => self.some::<S, 16, 16, 1>(panels, tile),
+                8 if S::LANES == PANEL => self.some::<S, 8, 8, 1>(panels, tile),
+                1 if S::LANES == PANEL => self.some::<S, 1, 1, 4>(panels, tile),
+                16 => self.some::<S, 16, 4, 2>(panels, tile),
+                8 => self.some::<S, 8, 4, 2>(panels, tile),
+                4 => self.some::<S, 4, 4, 2>(panels, tile),
+                2 => self.some::<S, 2, 2, 4>(panels, tile),
+                _ => self.some::<S, 1, 1, 8>(panels, tile),
             }
         }
     }
 }
 
-/// Activations in bfloat16 times weights in bfloat16.
+/// The panel and the first lane of vector `v` from those of `panel` on.
+#[inline(always)]
+fn place<S: Simd>(panel: usize, v: usize) -> (usize, usize) {
+    let each = PANEL / S::LANES;
+    (panel + v / each, v % each * S::LANES)
+}
+
+impl Job<'_> {
+    /// The weights of `V` vectors, of `bytes` for each lane.
+    #[inline(always)]
+    fn vectors<S: Simd, const V: usize>(&self, panel: usize, bytes: usize) -> [*const u8; V] {
+        std::array::from_fn(|v| {
+            let (panel, lane0) = place::<S>(panel, v);
+            self.w.panel(panel)[lane0 * bytes..].as_ptr()
+        })
+    }
+
+    /// Stores `V` vectors for each of `MM` rows.
+    ///
+    /// # Safety
+    /// As for [`Job::store`].
+    #[inline(always)]
+    unsafe fn store_all<S: Simd, const MM: usize, const V: usize>(
+        &self,
+        row: usize,
+        panel: usize,
+        acc: [[S::F; V]; MM],
+    ) {
+        for (m, acc) in acc.into_iter().enumerate() {
+            for (v, acc) in acc.into_iter().enumerate() {
+                let (panel, lane0) = place::<S>(panel, v);
+                // SAFETY: the caller's promise.
+                unsafe { self.store::<S>(row + m, panel, lane0, acc) };
+            }
+        }
+    }
+}
+
+/// Activations in bfloat16 times weights in bfloat16, with an instruction for that.
 struct Pairs<'a> {
     x: &'a PairRows,
     job: Job<'a>,
@@ -404,20 +497,7 @@ impl Kernel for Pairs<'_> {
         for panels in self.job.groups(self.x.tiles.len()) {
             for &tile in &self.x.tiles {
                 // SAFETY: tile and panels are parts of the operands.
-                unsafe {
-                    match tile.rows {
-                        16 if S::LANES >= 16 => self.some::<S, 16, 16, 1>(&panels, tile),
-                        16 => self.some::<S, 16, 8, 1>(&panels, tile),
-                        8 => self.some::<S, 8, 8, 1>(&panels, tile),
-                        4 if S::LANES >= 16 => self.some::<S, 4, 4, 1>(&panels, tile),
-                        2 if S::LANES >= 16 => self.some::<S, 2, 2, 1>(&panels, tile),
-                        1 if S::LANES >= 16 => self.some::<S, 1, 1, 1>(&panels, tile),
-                        // Narrow vectors would wait for their chain of additions, not for memory.
-                        4 => self.some::<S, 4, 4, 2>(&panels, tile),
-                        2 => self.some::<S, 2, 2, 4>(&panels, tile),
-                        _ => self.some::<S, 1, 1, 4>(&panels, tile),
-                    }
-                }
+                by_rows!(tile, M => unsafe { self.some::<S, M, M, 1>(&panels, tile) });
             }
         }
     }
@@ -425,7 +505,7 @@ impl Kernel for Pairs<'_> {
 
 impl Tiled for Pairs<'_> {
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const P: usize>(
+    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const V: usize>(
         &self,
         panel: usize,
         tile: Tile,
@@ -433,85 +513,93 @@ impl Tiled for Pairs<'_> {
         const PAIRS: usize = BLOCK / 2;
         let pairs = self.x.k.div_ceil(2);
         let x = self.x.values[tile.row * self.x.k.div_ceil(BLOCK) * PAIRS..].as_ptr();
-        let panels: [*const u8; P] = std::array::from_fn(|p| self.job.w.panel(panel + p).as_ptr());
+        let vectors = self.job.vectors::<S, V>(panel, 4);
         for m0 in (0..M).step_by(MM) {
-            for lane0 in (0..PANEL).step_by(S::LANES) {
-                // SAFETY: pairs run over the panel's; `x` has M rows of k, blocked by 32.
-                unsafe {
-                    let mut acc = [[S::splat(0.0); P]; MM];
-                    for kb in 0..pairs.div_ceil(PAIRS) {
-                        let x = x.add((kb * M + m0) * PAIRS);
-                        for i in 0..PAIRS.min(pairs - kb * PAIRS) {
-                            let at = ((kb * PAIRS + i) * PANEL + lane0) * 4;
-                            let mut w = [S::splat_w(0); P];
-                            for (w, p) in w.iter_mut().zip(panels) {
-                                if M > 1 && lane0 == 0 && m0 == 0 {
-                                    prefetch(p.wrapping_add(at + if M <= 4 { 4096 } else { 2048 }));
-                                }
-                                *w = S::load_w(p.add(at));
+            // SAFETY: pairs run over the panel's; `x` has M rows of k, blocked by 32.
+            unsafe {
+                let mut acc = [[S::splat(0.0); V]; MM];
+                for kb in 0..pairs.div_ceil(PAIRS) {
+                    let x = x.add((kb * M + m0) * PAIRS);
+                    for i in 0..PAIRS.min(pairs - kb * PAIRS) {
+                        let at = (kb * PAIRS + i) * PANEL * 4;
+                        let mut w = [S::splat_w(0); V];
+                        for (w, p) in w.iter_mut().zip(vectors) {
+                            if M > 1 && m0 == 0 {
+                                prefetch(p.wrapping_add(at + if M <= 4 { 4096 } else { 2048 }));
                             }
-                            for (m, acc) in acc.iter_mut().enumerate() {
-                                for (p, acc) in acc.iter_mut().enumerate() {
-                                    *acc = S::dot_bf16(*acc, w[p], x.add(m * PAIRS + i));
-                                }
-                            }
+                            *w = S::load_w(p.add(at));
                         }
-                    }
-                    for (m, acc) in acc.into_iter().enumerate() {
-                        for (p, acc) in acc.into_iter().enumerate() {
-                            self.job.store::<S>(tile.row + m0 + m, panel + p, lane0, acc);
+                        for (m, acc) in acc.iter_mut().enumerate() {
+                            for (v, acc) in acc.iter_mut().enumerate() {
+                                *acc = S::dot_bf16(*acc, w[v], x.add(m * PAIRS + i));
+                            }
                         }
                     }
                 }
+                self.job.store_all::<S, MM, V>(tile.row + m0, panel, acc);
             }
         }
     }
 }
 
-/// f32 activations times weights in bfloat16.
-struct ExactPairs<'a> {
+/// f32 activations times weights in bfloat16. Of each pair of k `FIRST` says which one's product is
+/// added first: 0, or 1 as `vdpbf16ps` does with activations that are rounded to bfloat16.
+struct Unpaired<'a, const FIRST: usize> {
     x: &'a FloatRows,
     job: Job<'a>,
 }
 
-impl Kernel for ExactPairs<'_> {
+impl<const FIRST: usize> Kernel for Unpaired<'_, FIRST> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for panel in self.job.panels.clone() {
+        for panels in self.job.groups(self.x.tiles.len()) {
             for &tile in &self.x.tiles {
-                // SAFETY: tile and panel are parts of the operands.
-                by_rows!(tile, M => unsafe { self.tile::<S, M>(panel, tile) });
+                // SAFETY: tile and panels are parts of the operands.
+                unsafe { self.floats::<S>(&panels, tile) };
             }
         }
     }
 }
 
-impl ExactPairs<'_> {
+impl<const FIRST: usize> Tiled for Unpaired<'_, FIRST> {
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize>(&self, panel: usize, tile: Tile) {
-        let (k, weights) = (self.x.k, self.job.w.panel(panel).as_ptr());
+    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const V: usize>(
+        &self,
+        panel: usize,
+        tile: Tile,
+    ) {
+        let k = self.x.k;
         let x = self.x.values[tile.row * k.next_multiple_of(BLOCK)..].as_ptr();
-        for lane0 in (0..PANEL).step_by(S::LANES) {
+        let vectors = self.job.vectors::<S, V>(panel, 4);
+        for m0 in (0..M).step_by(MM) {
             // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32 and padded.
             unsafe {
-                let mut acc = [S::splat(0.0); M];
+                let mut acc = [[S::splat(0.0); V]; MM];
                 for kb in 0..k.div_ceil(BLOCK) {
-                    let x = x.add(kb * M * BLOCK);
+                    let x = x.add((kb * M + m0) * BLOCK);
                     for kk in (0..BLOCK.min(k - kb * BLOCK)).step_by(2) {
-                        let at = ((kb * BLOCK + kk) / 2 * PANEL + lane0) * 4;
-                        let w = S::bf16_pair(S::load_w(weights.add(at)));
+                        let at = (kb * BLOCK + kk) / 2 * PANEL * 4;
+                        let mut w = [[S::splat(0.0); 2]; V];
+                        for v in 0..V {
+                            let p = vectors[v].add(at);
+                            if M > 1 && m0 == 0 && v % (PANEL / S::LANES) == 0 {
+                                prefetch(p.wrapping_add(if M <= 4 { 4096 } else { 2048 }));
+                            }
+                            w[v] = S::bf16_pair(S::load_w(p));
+                        }
                         for (m, acc) in acc.iter_mut().enumerate() {
                             let x = x.add(m * BLOCK + kk);
-                            *acc = S::fma(w[0], S::splat(*x), *acc);
-                            *acc = S::fma(w[1], S::splat(*x.add(1)), *acc);
+                            let pair = [S::splat(*x), S::splat(*x.add(1))];
+                            for v in 0..V {
+                                let first = S::fma(w[v][FIRST], pair[FIRST], acc[v]);
+                                acc[v] = S::fma(w[v][1 - FIRST], pair[1 - FIRST], first);
+                            }
                         }
                     }
                 }
-                for (m, acc) in acc.into_iter().enumerate() {
-                    self.job.store::<S>(tile.row + m, panel, lane0, acc);
-                }
+                self.job.store_all::<S, MM, V>(tile.row + m0, panel, acc);
             }
         }
     }
@@ -528,22 +616,12 @@ struct Floats<'a, F: Element> {
 impl<F: Element> Kernel for Floats<'_, F> {
     type Output = ();
 
-    /// Few rows take several panels at once: a single chain of additions would wait for itself.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         for panels in self.job.groups(self.x.tiles.len()) {
             for &tile in &self.x.tiles {
                 // SAFETY: tile and panels are parts of the operands.
-                unsafe {
-                    match tile.rows {
-                        16 if S::LANES >= 16 => self.some::<S, 16, 16, 1>(&panels, tile),
-                        16 => self.some::<S, 16, 8, 1>(&panels, tile),
-                        8 => self.some::<S, 8, 8, 1>(&panels, tile),
-                        4 => self.some::<S, 4, 4, 2>(&panels, tile),
-                        2 => self.some::<S, 2, 2, 4>(&panels, tile),
-                        _ => self.some::<S, 1, 1, 4>(&panels, tile),
-                    }
-                }
+                unsafe { self.floats::<S>(&panels, tile) };
             }
         }
     }
@@ -551,41 +629,35 @@ impl<F: Element> Kernel for Floats<'_, F> {
 
 impl<F: Element> Tiled for Floats<'_, F> {
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const P: usize>(
+    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const V: usize>(
         &self,
         panel: usize,
         tile: Tile,
     ) {
         let k = self.x.k;
         let x = self.x.values[tile.row * k.next_multiple_of(BLOCK)..].as_ptr();
-        let panels: [*const u8; P] = std::array::from_fn(|p| self.job.w.panel(panel + p).as_ptr());
+        let vectors = self.job.vectors::<S, V>(panel, F::BYTES);
         for m0 in (0..M).step_by(MM) {
-            for lane0 in (0..PANEL).step_by(S::LANES) {
-                // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32.
-                unsafe {
-                    let mut acc = [[S::splat(0.0); P]; MM];
-                    for kb in 0..k.div_ceil(BLOCK) {
-                        let x = x.add((kb * M + m0) * BLOCK);
-                        for kk in 0..BLOCK.min(k - kb * BLOCK) {
-                            let at = ((kb * BLOCK + kk) * PANEL + lane0) * F::BYTES;
-                            let mut w = [S::splat(0.0); P];
-                            for (w, p) in w.iter_mut().zip(panels) {
-                                *w = F::load::<S>(p.add(at));
-                            }
-                            for (m, acc) in acc.iter_mut().enumerate() {
-                                let x = S::splat(*x.add(m * BLOCK + kk));
-                                for (p, acc) in acc.iter_mut().enumerate() {
-                                    *acc = S::fma(w[p], x, *acc);
-                                }
-                            }
+            // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32.
+            unsafe {
+                let mut acc = [[S::splat(0.0); V]; MM];
+                for kb in 0..k.div_ceil(BLOCK) {
+                    let x = x.add((kb * M + m0) * BLOCK);
+                    for kk in 0..BLOCK.min(k - kb * BLOCK) {
+                        let at = (kb * BLOCK + kk) * PANEL * F::BYTES;
+                        let mut w = [S::splat(0.0); V];
+                        for (w, p) in w.iter_mut().zip(vectors) {
+                            *w = F::load::<S>(p.add(at));
                         }
-                    }
-                    for (m, acc) in acc.into_iter().enumerate() {
-                        for (p, acc) in acc.into_iter().enumerate() {
-                            self.job.store::<S>(tile.row + m0 + m, panel + p, lane0, acc);
+                        for (m, acc) in acc.iter_mut().enumerate() {
+                            let x = S::splat(*x.add(m * BLOCK + kk));
+                            for (v, acc) in acc.iter_mut().enumerate() {
+                                *acc = S::fma(w[v], x, *acc);
+                            }
                         }
                     }
                 }
+                self.job.store_all::<S, MM, V>(tile.row + m0, panel, acc);
             }
         }
     }

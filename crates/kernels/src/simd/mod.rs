@@ -97,6 +97,11 @@ impl Isa {
         }
     }
 
+    /// Whether there is an instruction for products of bfloat16s.
+    pub(crate) fn multiplies_bf16(self) -> bool {
+        matches!(self, Isa::Avx512Bf16 | Isa::Amx)
+    }
+
     /// Runs `kernel` with this instruction set.
     ///
     /// # Panics
