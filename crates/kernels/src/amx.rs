@@ -4,46 +4,46 @@
 //! A thread that holds [`Tiles`] has the tiles configured; when it is dropped they are released, so
 //! that nobody pays for saving eight kilobytes when threads are switched.
 
-/// The shape of the eight tiles, as `ldtilecfg` reads it.
-#[repr(C, align(64))]
-struct Config {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-impl Config {
-    /// Eight tiles of 16 rows of 64 bytes, but `left` bytes in the rows of tile 1 and `right` rows in
-    /// tile 2.
-    const fn new(left: u16, right: u8) -> Self {
-        let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
-        let mut tile = 0;
-        while tile < 8 {
-            (row_bytes[tile], rows[tile]) = (64, 16);
-            tile += 1;
-        }
-        (row_bytes[1], rows[2]) = (left, right);
-        Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
-    }
-}
-
-/// For products of bfloat16s.
-static WHOLE: Config = Config::new(64, 16);
-/// For products of bytes, a block of 32 places at a time.
-static BLOCKS: Config = Config::new(32, 8);
-/// The same, half a block at a time.
-static HALVES: Config = Config::new(16, 4);
-
 /// Tiles that this thread has configured.
 pub(crate) struct Tiles(std::marker::PhantomData<*const ()>);
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tiles {
-    use super::{BLOCKS, Config, HALVES, Tiles, WHOLE};
+    use super::Tiles;
     use std::arch::asm;
     use std::arch::x86_64::__cpuid_count;
+
+    /// The shape of the eight tiles, as `ldtilecfg` reads it.
+    #[repr(C, align(64))]
+    struct Config {
+        palette: u8,
+        start_row: u8,
+        reserved: [u8; 14],
+        row_bytes: [u16; 16],
+        rows: [u8; 16],
+    }
+
+    impl Config {
+        /// Eight tiles of 16 rows of 64 bytes, but `left` bytes in the rows of tile 1 and `right` rows in
+        /// tile 2.
+        const fn new(left: u16, right: u8) -> Self {
+            let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+            let mut tile = 0;
+            while tile < 8 {
+                (row_bytes[tile], rows[tile]) = (64, 16);
+                tile += 1;
+            }
+            (row_bytes[1], rows[2]) = (left, right);
+            Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
+        }
+    }
+
+    /// For products of bfloat16s.
+    static WHOLE: Config = Config::new(64, 16);
+    /// For products of bytes, a block of 32 places at a time.
+    static BLOCKS: Config = Config::new(32, 8);
+    /// The same, half a block at a time.
+    static HALVES: Config = Config::new(16, 4);
 
     /// Whether the processor has AMX for bytes and bfloat16, and the system lets this process use it
     /// (Linux wants to be asked, by `arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`).
@@ -187,6 +187,7 @@ mod tiles {
     use super::Tiles;
 
     /// No tiles here.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn available() -> bool {
         false
     }
@@ -231,4 +232,5 @@ mod tiles {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(crate) use tiles::available;
