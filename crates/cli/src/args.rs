@@ -130,6 +130,14 @@ pub enum IsaArg {
     Avx512Bf16,
     /// The same with AMX
     Amx,
+    /// AArch64's NEON
+    Neon,
+    /// The same with sdot
+    #[value(name = "neondot")]
+    NeonDot,
+    /// The same with usdot
+    #[value(name = "neoni8mm")]
+    NeonI8mm,
 }
 
 /// How tokens are chosen.

@@ -242,6 +242,9 @@ pub fn isa(wanted: Option<IsaArg>) -> Result<Isa, String> {
         Some(IsaArg::Avx512) => Isa::Avx512,
         Some(IsaArg::Avx512Bf16) => Isa::Avx512Bf16,
         Some(IsaArg::Amx) => Isa::Amx,
+        Some(IsaArg::Neon) => Isa::Neon,
+        Some(IsaArg::NeonDot) => Isa::NeonDot,
+        Some(IsaArg::NeonI8mm) => Isa::NeonI8mm,
     };
     if !Isa::available().contains(&isa) {
         return Err(format!("--isa {}: this machine does not have it", isa.name()));

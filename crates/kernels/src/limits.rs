@@ -72,7 +72,8 @@ impl Kernel for Multiply {
             let mut acc = [S::splat(1.0); 10];
             for _ in 0..self.0 {
                 for acc in &mut acc {
-                    *acc = S::fma(*acc, a, b);
+                    // On the addend, which is the only operand that every set can overwrite.
+                    *acc = S::fma(a, b, *acc);
                 }
             }
             let mut lanes = [0.0; 16];

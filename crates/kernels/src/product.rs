@@ -327,11 +327,10 @@ unsafe fn step<S: Simd, F: Format, const ALONE: bool>(
             let sum = S::fma(lo, b.scale[0], S::mul(hi, b.scale[1]));
             S::fma(sum, d, acc)
         } else {
-            let init = offset::<S, F>(*x.minus);
             let sum = match F::MAX {
-                15 => S::dot::<8, 15, ALONE>(init, &b.w, 0, x.values),
-                31 => S::dot::<8, 31, ALONE>(init, &b.w, 0, x.values),
-                _ => S::dot::<8, 255, ALONE>(init, &b.w, 0, x.values),
+                15 => S::dot::<8, 15, ALONE>(offset::<S, F>(*x.minus), &b.w, 0, x.values),
+                31 => S::dot::<8, 31, ALONE>(offset::<S, F>(*x.minus), &b.w, 0, x.values),
+                _ => S::dot_centred::<8, ALONE>(*x.minus, &b.w, 0, x.values),
             };
             S::fma(S::to_f32(sum), S::mul(b.scale[0], d), acc)
         };
@@ -355,10 +354,9 @@ unsafe fn offset<S: Simd, F: Format>(minus: i32) -> S::I {
             0 => S::splat_i(0),
             8 => S::shl_i::<3>(S::splat_i(minus)),
             16 => S::shl_i::<4>(S::splat_i(minus)),
-            32 => S::shl_i::<5>(S::splat_i(minus)),
             _ => {
-                debug_assert_eq!(F::OFFSET, 128);
-                S::shl_i::<7>(S::splat_i(minus))
+                debug_assert_eq!(F::OFFSET, 32);
+                S::shl_i::<5>(S::splat_i(minus))
             }
         }
     }
@@ -374,10 +372,9 @@ unsafe fn half<S: Simd, F: Format>(
 ) -> S::F {
     // SAFETY: `x` has 16 values.
     unsafe {
-        let init = offset::<S, F>(minus);
         S::to_f32(match F::MAX {
-            63 => S::dot::<4, 63, false>(init, &b.w, first, x),
-            _ => S::dot::<4, 255, false>(init, &b.w, first, x),
+            63 => S::dot::<4, 63, false>(offset::<S, F>(minus), &b.w, first, x),
+            _ => S::dot_centred::<4, false>(minus, &b.w, first, x),
         })
     }
 }

@@ -10,6 +10,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod scalar;
 
 pub use scalar::Scalar;
@@ -36,6 +38,12 @@ pub enum Isa {
     Avx512Bf16,
     /// The same with AMX's tiles of bytes and bfloat16.
     Amx,
+    /// AArch64 with NEON.
+    Neon,
+    /// The same with `sdot`.
+    NeonDot,
+    /// The same with `usdot`.
+    NeonI8mm,
 }
 
 impl Isa {
@@ -82,6 +90,17 @@ impl Isa {
                 }
             }
         }
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        {
+            use std::arch::is_aarch64_feature_detected;
+            all.push(Isa::Neon);
+            if is_aarch64_feature_detected!("dotprod") {
+                all.push(Isa::NeonDot);
+                if is_aarch64_feature_detected!("i8mm") {
+                    all.push(Isa::NeonI8mm);
+                }
+            }
+        }
         all
     }
 
@@ -94,6 +113,9 @@ impl Isa {
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
             Isa::Amx => "amx",
+            Isa::Neon => "neon",
+            Isa::NeonDot => "neondot",
+            Isa::NeonI8mm => "neoni8mm",
         }
     }
 
@@ -118,12 +140,14 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { avx512::run(kernel) },
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            // SAFETY: NEON is part of the target.
+            Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => unsafe { neon::run(kernel) },
             other => panic!("{} does not exist on this architecture", other.name()),
         }
     }
 
-    /// Runs a kernel that uses [`Simd::dot`]: with `vpdpbusd` where there is one.
+    /// Runs a kernel that uses [`Simd::dot`]: with an instruction for it where there is one.
     #[inline]
     pub(crate) fn run_dot<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
@@ -135,6 +159,12 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::AvxVnni => unsafe { avx2::run_vnni_evex(kernel) },
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            // SAFETY: as above.
+            Isa::NeonDot => unsafe { neon::run_sdot(kernel) },
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            // SAFETY: as above.
+            Isa::NeonI8mm => unsafe { neon::run_usdot(kernel) },
             other => other.run(kernel),
         }
     }
@@ -167,7 +197,12 @@ pub(crate) fn prefetch(p: *const u8) {
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast())
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(nostack, preserves_flags, readonly))
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = p;
 }
 
@@ -270,13 +305,13 @@ pub trait Simd: Copy + 'static {
     unsafe fn splat_w(x: u8) -> Self::W;
     unsafe fn and(a: Self::W, b: Self::W) -> Self::W;
     unsafe fn or(a: Self::W, b: Self::W) -> Self::W;
-    /// Shifts each 16-bit group right; mask afterwards.
+    /// Shifts each byte right, or each 16-bit group: mask afterwards.
     unsafe fn shr(a: Self::W, n: i32) -> Self::W;
-    /// Shifts each 16-bit group left; mask before or afterwards.
+    /// Shifts each byte left, or each 16-bit group: mask before or afterwards.
     unsafe fn shl(a: Self::W, n: i32) -> Self::W;
     /// Byte `J` of each lane as f32 (unsigned).
     unsafe fn byte<const J: u32>(a: Self::W) -> Self::F;
-    /// `init + sum over v < V, j < 4 of w[v].byte[j] * x[4 v + j]` per lane, exact in i32.
+    /// `init + sum over v < V, j < 4 of w[first + v].byte[j] * x[4 v + j]` per lane, exact in i32.
     /// Weight bytes are unsigned and at most `MAX`; `x` has 4 V values in -127..=127. `ALONE`: no
     /// other sum is computed meanwhile, so that a chain of additions would wait for itself.
     unsafe fn dot<const V: usize, const MAX: i32, const ALONE: bool>(
@@ -285,4 +320,19 @@ pub trait Simd: Copy + 'static {
         first: usize,
         x: *const i8,
     ) -> Self::I;
+    /// The same with bytes of up to 255, less 128: `sum of (w - 128) * x`. `minus` is minus the sum
+    /// of the values at `x`, for sets that take unsigned bytes.
+    #[inline(always)]
+    unsafe fn dot_centred<const V: usize, const ALONE: bool>(
+        minus: i32,
+        w: &[Self::W; 8],
+        first: usize,
+        x: *const i8,
+    ) -> Self::I {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let init = Self::shl_i::<7>(Self::splat_i(minus));
+            Self::dot::<V, 255, ALONE>(init, w, first, x)
+        }
+    }
 }
