@@ -247,3 +247,31 @@ fn damaged_weights_are_refused() {
         assert!(error.is_some_and(|e| e.contains("row 17")), "{}", ty.name());
     }
 }
+
+/// What every architecture gives: other tests see only the instruction sets of one machine.
+#[test]
+fn the_bits_are_those_of_other_architectures() {
+    let mut random = Random(6);
+    // FNV-1a.
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let (isa, pool) = (Isa::detect(), Pool::new(2));
+    for ty in BlockType::ALL {
+        for (m, n, k) in shapes(ty) {
+            let bytes = weights(ty, n, k, &mut random);
+            let w = packed(ty, n, k, &bytes);
+            let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
+            let (mut exact, mut fast) = (vec![0.0; m * n], vec![0.0; m * n]);
+            product_f32(isa, &pool, &FloatRows::new(&x, k), &w, &mut exact);
+            if w.layout.is_quantised() {
+                product_i8(isa, &pool, &ByteRows::new(isa, &pool, &x, k), &w, &mut fast);
+            }
+            if ty == BlockType::BF16 {
+                product_bf16(isa, &pool, &PairRows::new(isa, &pool, &x, k), &w, &mut fast);
+            }
+            for byte in exact.iter().chain(&fast).flat_map(|x| x.to_le_bytes()) {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+            }
+        }
+    }
+    assert_eq!(hash, 0x2f47_b0bf_43bc_d594, "{hash:#018x}");
+}
