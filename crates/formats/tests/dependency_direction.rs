@@ -20,8 +20,11 @@ const ALLOWED: [(&str, &[&str]); 8] = [
 const UNSAFE: [&str; 1] = ["kernels"];
 
 /// Files with one SAFETY note for all their blocks: each is a single list of intrinsics.
-const NOTED_AS_A_WHOLE: [&str; 2] =
-    ["crates/kernels/src/simd/avx2.rs", "crates/kernels/src/simd/avx512.rs"];
+const NOTED_AS_A_WHOLE: [&str; 3] = [
+    "crates/kernels/src/simd/avx2.rs",
+    "crates/kernels/src/simd/avx512.rs",
+    "crates/kernels/src/simd/neon.rs",
+];
 
 /// How far above an `unsafe` its note may begin, in lines.
 const NOTE_WITHIN: usize = 8;
