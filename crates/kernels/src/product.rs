@@ -262,9 +262,10 @@ impl<F: Format> Integers<'_, F> {
                     }
                 }
             }
-            for (h, acc) in acc.into_iter().enumerate() {
-                for (m, acc) in acc.into_iter().enumerate() {
-                    self.job.store::<S>(tile.row + m, panel, lane0 + h * S::LANES, acc);
+            // By reference: `into_iter` would copy the accumulators, 3 % of a prefill.
+            for (h, acc) in acc.iter().enumerate() {
+                for (m, acc) in acc.iter().enumerate() {
+                    self.job.store::<S>(tile.row + m, panel, lane0 + h * S::LANES, *acc);
                 }
             }
         }
