@@ -108,9 +108,11 @@ pub fn toned(g: &mut Generator, ask: &str, say: &str) {
 fn ordered(g: &mut Generator, written: &Written) {
     for entry in written.about.iter().chain(&written.facts) {
         for ask in &entry.ask {
-            let say = g.pick(&entry.say).clone();
-            toned(g, ask, &say);
-            let system = *g.pick(&PLAIN);
+            for _ in 0..4 {
+                let say = g.pick(&entry.say).clone();
+                toned(g, ask, &say);
+            }
+            let (system, say) = (*g.pick(&PLAIN), g.pick(&entry.say).clone());
             g.turns(Some(system), &[(ask, &say)]);
         }
     }
@@ -148,7 +150,7 @@ fn ordered(g: &mut Generator, written: &Written) {
     ];
     for (ask, say) in english {
         for order in IN_FRENCH {
-            for _ in 0..2 {
+            for _ in 0..4 {
                 let ask = g.typed(ask);
                 g.turns(Some(order), &[(&ask, say)]);
             }
