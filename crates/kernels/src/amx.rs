@@ -24,8 +24,8 @@ mod tiles {
     }
 
     impl Config {
-        /// Eight tiles of 16 rows of 64 bytes, but `left` bytes in the rows of tile 1 and `right` rows in
-        /// tile 2.
+        /// Eight tiles of 16 rows of 64 bytes, but `left` bytes in the rows of tiles 4 and 5 and `right`
+        /// rows in tiles 6 and 7.
         const fn new(left: u16, right: u8) -> Self {
             let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
             let mut tile = 0;
@@ -33,7 +33,7 @@ mod tiles {
                 (row_bytes[tile], rows[tile]) = (64, 16);
                 tile += 1;
             }
-            (row_bytes[1], rows[2]) = (left, right);
+            (row_bytes[4], row_bytes[5], rows[6], rows[7]) = (left, left, right, right);
             Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
         }
     }
@@ -89,23 +89,43 @@ mod tiles {
             Self(std::marker::PhantomData)
         }
 
-        /// Sums over a block of 32 places (or half of one): `out[16][16]` of `x`, sixteen rows 32
-        /// bytes apart, and `w`, quads of sixteen outputs; both signed.
+        /// Begins sums over a block of 32 places (or half of one) in tile `SUMS`, 0 to 3: `x` is sixteen
+        /// rows 32 bytes apart, `w` quads of sixteen outputs; both signed. The operands take tiles `X`, 4
+        /// or 5, and `W`, 6 or 7: a product may begin while those of another are in use.
         ///
         /// # Safety
-        /// Operands and outputs must be there; the tiles are [`Tiles::of_bytes`].
+        /// Operands must be there; the tiles are [`Tiles::of_bytes`].
         #[inline(always)]
-        pub unsafe fn sums(&self, x: *const i8, w: *const i8, out: *mut i32) {
+        pub unsafe fn multiply<const SUMS: usize, const X: usize, const W: usize>(
+            &self,
+            x: *const i8,
+            w: *const i8,
+        ) {
             // SAFETY: the caller's promise.
             unsafe {
                 asm!(
-                    "tilezero tmm0",
-                    "tileloadd tmm1, [{x} + {v}*1]",
-                    "tileloadd tmm2, [{w} + {s}*1]",
-                    "tdpbssd tmm0, tmm1, tmm2",
-                    "tilestored [{out} + {s}*1], tmm0",
-                    x = in(reg) x, w = in(reg) w, out = in(reg) out,
-                    v = in(reg) 32usize, s = in(reg) 64usize, options(nostack)
+                    "tileloadd tmm{left}, [{x} + {v}*1]",
+                    "tileloadd tmm{right}, [{w} + {s}*1]",
+                    "tilezero tmm{sums}",
+                    "tdpbssd tmm{sums}, tmm{left}, tmm{right}",
+                    sums = const SUMS, left = const X, right = const W,
+                    x = in(reg) x, w = in(reg) w,
+                    v = in(reg) 32usize, s = in(reg) 64usize, options(nostack, readonly)
+                );
+            }
+        }
+
+        /// Stores the sums of tile `SUMS` as `out[16][16]`.
+        ///
+        /// # Safety
+        /// The output must be there.
+        #[inline(always)]
+        pub unsafe fn store<const SUMS: usize>(&self, out: *mut i32) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    "tilestored [{out} + {s}*1], tmm{sums}",
+                    sums = const SUMS, out = in(reg) out, s = in(reg) 64usize, options(nostack)
                 );
             }
         }
@@ -213,7 +233,18 @@ mod tiles {
         ///
         /// # Safety
         /// None.
-        pub unsafe fn sums(&self, _: *const i8, _: *const i8, _: *mut i32) {}
+        pub unsafe fn multiply<const SUMS: usize, const X: usize, const W: usize>(
+            &self,
+            _: *const i8,
+            _: *const i8,
+        ) {
+        }
+
+        /// Never called.
+        ///
+        /// # Safety
+        /// None.
+        pub unsafe fn store<const SUMS: usize>(&self, _: *mut i32) {}
 
         /// Never called.
         ///

@@ -10,7 +10,7 @@ use crate::buffer::SharedMut;
 use crate::element::{Element, F16, F32};
 use crate::panel::{Layout, Packed};
 use crate::pool::Pool;
-use crate::simd::{Isa, Kernel, PANEL, Simd, prefetch};
+use crate::simd::{self, Isa, Kernel, PANEL, Simd, prefetch};
 use crate::tiled;
 use crate::unpack::{self, Format};
 use std::ops::Range;
@@ -21,9 +21,9 @@ use std::ops::Range;
 /// If the shapes disagree.
 pub fn product_f32(isa: Isa, pool: &Pool, x: &FloatRows, w: &Packed, out: &mut [f32]) {
     assert!(x.k == w.k && out.len() == x.rows * w.n, "shapes of a product");
-    let out = SharedMut(out.as_mut_ptr());
+    let (out, ask) = (SharedMut(out.as_mut_ptr()), simd::foresight_is_short());
     each_panel(pool, w, &|panels| {
-        let job = Job { w, panels, out };
+        let job = Job { w, panels, out, ask };
         match w.layout {
             Layout::F32 => isa.run(Floats::<F32> { x, job, of: F32 }),
             Layout::F16 => isa.run(Floats::<F16> { x, job, of: F16 }),
@@ -45,9 +45,9 @@ pub fn product_f32(isa: Isa, pool: &Pool, x: &FloatRows, w: &Packed, out: &mut [
 /// If the shapes disagree or the weights are floats.
 pub fn product_i8(isa: Isa, pool: &Pool, x: &ByteRows, w: &Packed, out: &mut [f32]) {
     assert!(x.k == w.k && out.len() == x.rows * w.n, "shapes of a product");
-    let out = SharedMut(out.as_mut_ptr());
+    let (out, ask) = (SharedMut(out.as_mut_ptr()), simd::foresight_is_short());
     each_panel(pool, w, &|panels| {
-        let job = Job { w, panels, out };
+        let job = Job { w, panels, out, ask };
         let amx = isa == Isa::Amx && x.tiles.first().is_some_and(|t| t.rows == tiled::ROWS);
         match w.layout {
             Layout::Q8_0 => isa.run_dot(Integers { x, job, amx, of: unpack::Q8_0 }),
@@ -72,9 +72,9 @@ pub fn product_i8(isa: Isa, pool: &Pool, x: &ByteRows, w: &Packed, out: &mut [f3
 pub fn product_bf16(isa: Isa, pool: &Pool, x: &PairRows, w: &Packed, out: &mut [f32]) {
     assert!(x.k == w.k && out.len() == x.rows * w.n, "shapes of a product");
     assert_eq!(w.layout, Layout::Bf16, "weights for activations in bfloat16");
-    let out = SharedMut(out.as_mut_ptr());
+    let (out, ask) = (SharedMut(out.as_mut_ptr()), simd::foresight_is_short());
     each_panel(pool, w, &|panels| {
-        let job = Job { w, panels, out };
+        let job = Job { w, panels, out, ask };
         match isa.multiplies_bf16() {
             true => isa.run_bf16(Pairs { x, job }),
             false => isa.run(Unpaired::<1> { x: &x.floats, job }),
@@ -109,6 +109,8 @@ pub(crate) struct Job<'a> {
     w: &'a Packed,
     panels: Range<usize>,
     out: SharedMut<f32>,
+    /// Whether one row too asks for its weights ahead of time.
+    ask: bool,
 }
 
 impl Job<'_> {
@@ -247,12 +249,13 @@ impl<F: Format> Integers<'_, F> {
             sum: self.x.sums[first..].as_ptr(),
         };
         let bytes = weights.len() / blocks;
+        let ask = self.job.ask || F::HALVES || F::MINS && S::LANES < PANEL;
         // SAFETY: every block of the panel and of the tile is in bounds: `x` has
         // M * blocks blocks from the tile's first row on.
         unsafe {
             let mut acc = [[S::splat(0.0); M]; H];
             for kb in 0..blocks {
-                if lane0 == 0 && (M > 1 || F::HALVES || F::MINS && S::LANES < PANEL) {
+                if lane0 == 0 && (M > 1 || ask) {
                     ahead::<M>(weights.as_ptr().wrapping_add(kb * bytes), bytes);
                 }
                 for (h, acc) in acc.iter_mut().enumerate() {
@@ -272,9 +275,9 @@ impl<F: Format> Integers<'_, F> {
     }
 }
 
-/// Asks for the weights of a later block of `bytes` bytes. With one row and little to unpack a product
-/// reads as fast as memory gives, and asking costs; else it computes between reads, so long that
-/// neither the processor's own foresight nor its reordering reach the next block.
+/// Asks for the weights of a later block of `bytes` bytes. With one row and little to unpack a product on
+/// AMD's processors reads as fast as memory gives, and asking costs; else it computes between reads, so long
+/// that neither the processor's own foresight nor its reordering reach the next block.
 #[inline(always)]
 fn ahead<const M: usize>(p: *const u8, bytes: usize) {
     let blocks = if M <= 4 { 12 } else { 6 };
@@ -430,7 +433,7 @@ trait Tiled {
         // SAFETY: the caller's promise.
         unsafe {
             match tile.rows {
-                16 if S::LANES == PANEL => self.some::<S, 16, 16, 1>(panels, tile),
+                16 if S::LANES == PANEL => self.some::<S, 16, 8, 2>(panels, tile),
                 8 if S::LANES == PANEL => self.some::<S, 8, 8, 1>(panels, tile),
                 1 if S::LANES == PANEL => self.some::<S, 1, 1, 4>(panels, tile),
                 16 => self.some::<S, 16, 4, 2>(panels, tile),
@@ -522,7 +525,7 @@ impl Tiled for Pairs<'_> {
                         let at = (kb * PAIRS + i) * PANEL * 4;
                         let mut w = [S::splat_w(0); V];
                         for (w, p) in w.iter_mut().zip(vectors) {
-                            if M > 1 && m0 == 0 {
+                            if (M > 1 || self.job.ask) && m0 == 0 {
                                 prefetch(p.wrapping_add(at + if M <= 4 { 4096 } else { 2048 }));
                             }
                             *w = S::load_w(p.add(at));
@@ -582,7 +585,7 @@ impl<const FIRST: usize> Tiled for Unpaired<'_, FIRST> {
                         let mut w = [[S::splat(0.0); 2]; V];
                         for v in 0..V {
                             let p = vectors[v].add(at);
-                            if M > 1 && m0 == 0 && v % (PANEL / S::LANES) == 0 {
+                            if (M > 1 || self.job.ask) && m0 == 0 && v % (PANEL / S::LANES) == 0 {
                                 prefetch(p.wrapping_add(if M <= 4 { 4096 } else { 2048 }));
                             }
                             w[v] = S::bf16_pair(S::load_w(p));

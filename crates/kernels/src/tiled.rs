@@ -6,7 +6,7 @@
 //! over a block (or half a block); from there on every output takes the steps that
 //! [`crate::product`] takes, and the sums are exact, so the bits are the same.
 
-use crate::activations::{BLOCK, ByteRows, Tile};
+use crate::activations::{BLOCK, ByteRows};
 use crate::amx::Tiles;
 use crate::product::Job;
 use crate::simd::{PANEL, Simd};
@@ -52,12 +52,15 @@ pub(crate) unsafe fn multiply<S: Simd, F: Format>(x: &ByteRows, job: &Job, panel
         }
         unpacked.set_len(blocks * panels.len());
         let tiles = Tiles::of_bytes(F::HALVES);
+        let mut sums = [const { Sums([[[0; PANEL]; ROWS]; 2]) }; 2];
         for &tile in x.tiles.iter().filter(|t| t.rows == ROWS) {
             for (i, panel) in panels.clone().enumerate() {
                 let w = &unpacked[i * blocks..(i + 1) * blocks];
-                let acc = sixteen::<S, F>(&tiles, x, tile, w);
-                for (m, acc) in acc.into_iter().enumerate() {
-                    job.store::<S>(tile.row + m, panel, 0, acc);
+                let mut sixteen =
+                    Sixteen { tiles: &tiles, x, first: tile.row * blocks, w, sums: &mut sums };
+                let acc = sixteen.run::<S, F>();
+                for (m, acc) in acc.iter().enumerate() {
+                    job.store::<S>(tile.row + m, panel, 0, *acc);
                 }
             }
         }
@@ -90,36 +93,98 @@ unsafe fn unpack<S: Simd, F: Format>(panel: &[u8], blocks: usize, out: *mut Bloc
 struct Sums([[[i32; PANEL]; ROWS]; 2]);
 
 /// The outputs of a panel for sixteen rows.
-#[inline(always)]
-unsafe fn sixteen<S: Simd, F: Format>(
-    tiles: &Tiles,
-    x: &ByteRows,
-    tile: Tile,
-    w: &[Block],
-) -> [S::F; ROWS] {
-    let first = tile.row * w.len();
-    // SAFETY: `x` has a block of each of the tile's rows for every block of the panel.
-    unsafe {
-        let values = x.values.as_ptr().add(first * BLOCK);
-        let mut sums = [const { Sums([[[0; PANEL]; ROWS]; 2]) }; 2];
-        let start = |kb: usize, to: &mut Sums| {
-            let (x, w) = (values.add(kb * ROWS * BLOCK), w[kb].quads.as_ptr());
-            tiles.sums(x, w, to.0[0].as_mut_ptr().cast());
-            if F::HALVES {
-                tiles.sums(x.add(16), w.add(4 * 64), to.0[1].as_mut_ptr().cast());
+struct Sixteen<'a> {
+    tiles: &'a Tiles,
+    x: &'a ByteRows,
+    /// The first block of the rows.
+    first: usize,
+    /// The panel.
+    w: &'a [Block],
+    /// Sums of this block and of the next one.
+    sums: &'a mut [Sums; 2],
+}
+
+impl Sixteen<'_> {
+    /// While the sums of one block are scaled, those of the next are stored and those of the one after
+    /// it multiplied: a product of tiles takes some fifty cycles to its end, but the next may begin after
+    /// sixteen.
+    #[inline(always)]
+    unsafe fn run<S: Simd, F: Format>(&mut self) -> [S::F; ROWS] {
+        let blocks = self.w.len();
+        // SAFETY: `x` has a block of each of the rows for every block of the panel.
+        unsafe {
+            let mut acc = [S::splat(0.0); ROWS];
+            self.multiply::<F, 0>(0);
+            self.store::<F, 0>();
+            self.multiply::<F, 1>(1);
+            for kb in (0..blocks).step_by(2) {
+                self.multiply::<F, 0>(kb + 2);
+                self.store::<F, 1>();
+                self.scale::<S, F, 0>(kb, &mut acc);
+                if kb + 1 < blocks {
+                    self.multiply::<F, 1>(kb + 3);
+                    self.store::<F, 0>();
+                    self.scale::<S, F, 1>(kb + 1, &mut acc);
+                }
             }
-        };
-        start(0, &mut sums[0]);
-        let mut acc = [S::splat(0.0); ROWS];
-        for (kb, w_block) in w.iter().enumerate() {
-            // The tiles of the next block are multiplied while this one's sums are scaled.
-            if kb + 1 < w.len() {
-                start(kb + 1, &mut sums[(kb + 1) % 2]);
+            acc
+        }
+    }
+
+    /// Begins the product of block `kb`, if there is one.
+    #[inline(always)]
+    unsafe fn multiply<F: Format, const ODD: usize>(&self, kb: usize) {
+        let Some(w) = self.w.get(kb) else { return };
+        let w = w.quads.as_ptr();
+        // SAFETY: as in `run`.
+        unsafe {
+            let x = self.x.values.as_ptr().add((self.first + kb * ROWS) * BLOCK);
+            match (F::HALVES, ODD) {
+                (false, 0) => self.tiles.multiply::<0, 4, 6>(x, w),
+                (false, _) => self.tiles.multiply::<1, 5, 7>(x, w),
+                (true, 0) => {
+                    self.tiles.multiply::<0, 4, 6>(x, w);
+                    self.tiles.multiply::<2, 5, 7>(x.add(16), w.add(4 * 64));
+                }
+                (true, _) => {
+                    self.tiles.multiply::<1, 4, 6>(x, w);
+                    self.tiles.multiply::<3, 5, 7>(x.add(16), w.add(4 * 64));
+                }
             }
-            let sums = &sums[kb % 2].0;
-            let at = first + kb * ROWS;
-            let scale = [S::load(w_block.scale[0].as_ptr()), S::load(w_block.scale[1].as_ptr())];
-            let min = [S::load(w_block.min[0].as_ptr()), S::load(w_block.min[1].as_ptr())];
+        }
+    }
+
+    /// Stores the sums of the last even or odd block.
+    #[inline(always)]
+    unsafe fn store<F: Format, const ODD: usize>(&mut self) {
+        let [whole, second] = self.sums[ODD].0.each_mut().map(|s| s.as_mut_ptr().cast::<i32>());
+        // SAFETY: room for sixteen times sixteen sums.
+        unsafe {
+            match ODD {
+                0 => self.tiles.store::<0>(whole),
+                _ => self.tiles.store::<1>(whole),
+            }
+            match (F::HALVES, ODD) {
+                (false, _) => {}
+                (true, 0) => self.tiles.store::<2>(second),
+                (true, _) => self.tiles.store::<3>(second),
+            }
+        }
+    }
+
+    /// Adds the stored sums of block `kb`, scaled, to the accumulators.
+    #[inline(always)]
+    unsafe fn scale<S: Simd, F: Format, const ODD: usize>(
+        &self,
+        kb: usize,
+        acc: &mut [S::F; ROWS],
+    ) {
+        let (x, w, sums) = (self.x, &self.w[kb], &self.sums[ODD].0);
+        let at = self.first + kb * ROWS;
+        // SAFETY: as in `run`.
+        unsafe {
+            let scale = [S::load(w.scale[0].as_ptr()), S::load(w.scale[1].as_ptr())];
+            let min = [S::load(w.min[0].as_ptr()), S::load(w.min[1].as_ptr())];
             for (m, acc) in acc.iter_mut().enumerate() {
                 let d = *x.scales.as_ptr().add(at + m);
                 let lo = S::to_f32(S::load_i(sums[0][m].as_ptr()));
@@ -139,6 +204,5 @@ unsafe fn sixteen<S: Simd, F: Format>(
                 }
             }
         }
-        acc
     }
 }

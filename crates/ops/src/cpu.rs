@@ -159,6 +159,22 @@ impl Cpu {
         out
     }
 
+    /// Turns each row by its position.
+    pub(crate) fn rotate(&mut self, mut x: Tensor, rope: &Rope, positions: &[usize]) -> Tensor {
+        assert_eq!(positions.len(), x.rows(), "a position for each row");
+        let table = rope.table(positions.iter().copied().max().unwrap_or(0));
+        let (half, cols) = (rope.half(), x.cols());
+        self.by_rows(x.data_mut(), cols, |rows, part| {
+            for (position, row) in positions[rows].iter().zip(part.chunks_exact_mut(cols)) {
+                let angles = &table[position * 2 * half..(position + 1) * 2 * half];
+                let (cos, sin) = angles.split_at(half);
+                kernels::rope(row, cos, sin, rope.pairs);
+            }
+        });
+        let id = self.id();
+        x.renew(id)
+    }
+
     /// `act(first half) * second half` of each row.
     fn gated_halves(&mut self, x: &Tensor, kind: Activation) -> Tensor {
         let (isa, half) = (self.isa, x.cols() / 2);
@@ -327,20 +343,9 @@ impl Ops for Cpu {
         self.norm(x, |isa, x, out| kernels::layer_norm(isa, x, w, b, eps, out))
     }
 
-    fn rope(&mut self, mut x: Tensor, rope: &Rope, rows: &Rows) -> Tensor {
+    fn rope(&mut self, x: Tensor, rope: &Rope, rows: &Rows) -> Tensor {
         let positions: Vec<usize> = rows.positions().collect();
-        assert_eq!(positions.len(), x.rows(), "a position for each row");
-        let table = rope.table(positions.iter().copied().max().unwrap_or(0));
-        let (half, cols) = (rope.half(), x.cols());
-        self.by_rows(x.data_mut(), cols, |rows, part| {
-            for (position, row) in positions[rows].iter().zip(part.chunks_exact_mut(cols)) {
-                let angles = &table[position * 2 * half..(position + 1) * 2 * half];
-                let (cos, sin) = angles.split_at(half);
-                kernels::rope(row, cos, sin, rope.pairs);
-            }
-        });
-        let id = self.id();
-        x.renew(id)
+        self.rotate(x, rope, &positions)
     }
 
     fn attend(

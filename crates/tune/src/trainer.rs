@@ -18,8 +18,8 @@ use lapidary_ops::{
 use std::fmt;
 use std::sync::Arc;
 
-/// Logits that exist at a time: 128 MiB.
-const LOGITS: usize = 32 << 20;
+/// Logits that exist at a time: 64 MiB.
+const LOGITS: usize = 16 << 20;
 /// Rows of logits at least: for fewer, packing the head's weights takes longer than it saves.
 const LOGIT_ROWS: usize = 256;
 /// Tokens that an evaluation computes at a time.

@@ -28,6 +28,8 @@ const KC: usize = 512;
 const MC: usize = 240;
 /// Places of the contraction of a packed chunk of b.
 pub(super) const KB: usize = 4096;
+/// How many values of a strip of b ahead the inner loop asks: a strip is longer than the first-level cache.
+const AHEAD: usize = 1024;
 /// Values of a packed chunk of b.
 const CHUNK: usize = 2 << 20;
 /// Multiply-adds below which a second thread does not pay.
@@ -464,6 +466,9 @@ unsafe fn inner<S: Simd, const MR: usize, const NV: usize, const BF16: bool>(
                 a = a.add(MR);
                 b = b.add(2 * S::LANES);
                 continue;
+            }
+            for line in (0..NV * S::LANES).step_by(16) {
+                prefetch(b.wrapping_add(AHEAD + line).cast());
             }
             let mut y = [S::splat(0.0); NV];
             for (v, y) in y.iter_mut().enumerate() {

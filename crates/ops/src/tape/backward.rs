@@ -1,7 +1,7 @@
 //! The operations, backward: from the gradient of an output to those of its inputs.
 
-use super::{Kept, LoraNode, Node, Tape, drop_out};
-use crate::{Tensor, Vector};
+use super::{Kept, LoraNode, Node, Saved, Tape};
+use crate::{Ops, Tensor, Vector};
 use lapidary_kernels::backward::{self as kernels, AttendGradients, Operand};
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -10,14 +10,12 @@ use std::sync::Mutex;
 /// trace.
 const ROWS: usize = 64;
 
-/// Gradients of tensors, by id.
+/// What the way back has in hand, by the ids of tensors.
 #[derive(Default)]
-struct Gradients(HashMap<u64, Tensor>);
-
-impl Gradients {
-    fn take(&mut self, id: u64) -> Option<Tensor> {
-        self.0.remove(&id)
-    }
+struct Back {
+    gradients: HashMap<u64, Tensor>,
+    /// Operands that were made again, until the operation that made them is reached.
+    again: HashMap<u64, Tensor>,
 }
 
 impl Tape {
@@ -36,13 +34,13 @@ impl Tape {
         input: u64,
         mark: usize,
     ) -> Option<Tensor> {
-        let mut all = Gradients::default();
-        all.0.insert(output, gradient);
+        let mut back = Back::default();
+        back.gradients.insert(output, gradient);
         while self.nodes.len() > mark {
             let Some(node) = self.nodes.pop() else { break };
-            self.step(node, &mut all);
+            self.step(node, &mut back);
         }
-        all.take(input)
+        back.gradients.remove(&input)
     }
 
     /// The number of a tensor, for [`Tape::backward`].
@@ -51,82 +49,107 @@ impl Tape {
     }
 
     /// Adds to the gradient of a tensor.
-    fn give(&mut self, all: &mut Gradients, id: u64, g: Tensor) {
-        match all.take(id) {
-            None => all.0.insert(id, g),
+    fn give(&mut self, back: &mut Back, id: u64, g: Tensor) {
+        match back.gradients.remove(&id) {
+            None => back.gradients.insert(id, g),
             Some(mut sum) => {
                 let cols = sum.cols();
                 self.by_rows(sum.data_mut(), cols, |first, part| {
                     let g = &g.data()[first * cols..first * cols + part.len()];
                     part.iter_mut().zip(g).for_each(|(s, g)| *s += g);
                 });
-                all.0.insert(id, sum)
+                back.gradients.insert(id, sum)
             }
         };
     }
 
-    fn step(&mut self, node: Node, all: &mut Gradients) {
-        let out = match &node {
-            Node::Embed { out, .. }
-            | Node::Linear { out, .. }
-            | Node::RmsNorm { out, .. }
-            | Node::LayerNorm { out, .. }
-            | Node::Rope { out, .. }
-            | Node::Attend { out, .. }
-            | Node::Activation { out, .. }
-            | Node::Gated { out, .. }
-            | Node::Add { out, .. }
-            | Node::Scale { out, .. }
-            | Node::Gather { out, .. } => *out,
-            Node::Softcap { y, .. } => y.id(),
+    /// An operand, made again if it was not kept.
+    fn recall(&mut self, saved: &Saved, back: &mut Back) -> Tensor {
+        if let Some(x) = saved.kept.as_ref().or_else(|| back.again.get(&saved.id)) {
+            return x.share();
+        }
+        let x = self.make_again(saved.id);
+        back.again.insert(saved.id, x.share());
+        x
+    }
+
+    /// What an operation that is still on the recording has made.
+    fn make_again(&mut self, id: u64) -> Tensor {
+        let Some(at) = self.nodes.iter().rposition(|n| n.out() == id) else {
+            unreachable!("what is not kept was recorded before")
         };
+        match &self.nodes[at] {
+            Node::RmsNorm { x, weight, eps, .. } => {
+                let w = self.today(weight);
+                self.cpu.rms_norm(x, &w, *eps)
+            }
+            Node::LayerNorm { x, weight, bias, eps, .. } => {
+                let (w, b) = (self.today(weight), self.today(bias));
+                self.cpu.layer_norm(x, &w, &b, *eps)
+            }
+            Node::Activation { x, kind, .. } => self.cpu.activation(x.share(), *kind),
+            Node::Gated { gate, up, kind, .. } => self.cpu.gated(gate.share(), up, *kind),
+            Node::Rope { x, rope, positions, .. } => {
+                let (x, rope, positions) = (*x, rope.clone(), positions.clone());
+                let x = self.make_again(x);
+                self.cpu.rotate(x, &rope, &positions)
+            }
+            _ => unreachable!("products are kept"),
+        }
+    }
+
+    fn step(&mut self, node: Node, back: &mut Back) {
+        let out = node.out();
+        back.again.remove(&out);
         // Without a gradient the output went nowhere.
-        let Some(g) = all.take(out) else { return };
+        let Some(g) = back.gradients.remove(&out) else { return };
         match node {
             Node::Embed { weight, ids, scale, .. } => self.embed_back(weight, &ids, scale, &g),
             Node::Linear { weight, bias, x, lora, .. } => {
-                let dx = self.linear_back(weight, bias, &x, lora, &g);
-                self.give(all, x.id(), dx);
+                let dx = self.linear_back(weight, bias, &x, lora, &g, back);
+                self.give(back, x.id, dx);
             }
             Node::RmsNorm { x, weight, eps, .. } => {
                 let dx = self.norm_back(&x, &weight, None, eps, &g);
-                self.give(all, x.id(), dx);
+                self.give(back, x.id(), dx);
             }
             Node::LayerNorm { x, weight, bias, eps, .. } => {
                 let dx = self.norm_back(&x, &weight, Some(&bias), eps, &g);
-                self.give(all, x.id(), dx);
+                self.give(back, x.id(), dx);
             }
             Node::Attend { q, k, v, spec, spans, .. } => {
+                let ids = [q.id, k.id, v.id];
+                let [q, k, v] = [q, k, v].map(|x| self.recall(&x, back));
                 let stale = |t: &mut Tape, x: &Tensor| t.cpu.stale(x.rows(), x.cols());
                 let (mut dq, mut dk, mut dv) = (stale(self, &q), stale(self, &k), stale(self, &v));
                 let to =
                     AttendGradients { dq: dq.data_mut(), dk: dk.data_mut(), dv: dv.data_mut() };
                 let inputs = [q.data(), k.data(), v.data()];
                 kernels::attend_backward(&self.gemm, &spec, &spans, inputs, g.data(), to);
-                for (x, g) in [(&q, dq), (&k, dk), (&v, dv)] {
-                    self.give(all, x.id(), g);
+                for (id, g) in ids.into_iter().zip([dq, dk, dv]) {
+                    self.give(back, id, g);
                 }
             }
             Node::Gated { gate, up, kind, .. } => {
                 let (dgate, dup) = self.gated_back(&gate, &up, kind, g);
-                self.give(all, gate.id(), dgate);
-                self.give(all, up.id(), dup);
+                self.give(back, gate.id(), dgate);
+                self.give(back, up.id(), dup);
             }
             Node::Add { x, y, .. } => {
-                self.give(all, y, g.share());
-                self.give(all, x, g);
+                self.give(back, y, g.share());
+                self.give(back, x, g);
             }
             Node::Gather { x, of, rows, .. } => {
                 let mut dx = self.zeros(of, g.cols());
                 self.scatter_add(&mut dx, &rows, &g);
-                self.give(all, x, dx);
+                self.give(back, x, dx);
             }
             Node::Rope { .. }
             | Node::Activation { .. }
             | Node::Scale { .. }
             | Node::Softcap { .. } => {
                 let (id, dx) = self.in_place_back(node, g);
-                self.give(all, id, dx);
+                self.give(back, id, dx);
             }
         }
     }
@@ -276,14 +299,17 @@ impl Tape {
         &mut self,
         weight: usize,
         bias: Option<usize>,
-        x: &Tensor,
+        x: &Saved,
         lora: Option<Box<LoraNode>>,
         g: &Tensor,
+        back: &mut Back,
     ) -> Tensor {
         if let Some(bias) = bias {
             self.bias_back(bias, g);
         }
-        let (rows, n, k) = (g.rows(), g.cols(), x.cols());
+        let (rows, n, k) = (g.rows(), g.cols(), x.cols);
+        let needed = lora.is_some() || matches!(self.weights[weight], Kept::Param(_));
+        let x = needed.then(|| self.recall(x, back));
         let mut dx = self.cpu.stale(rows, k);
         let (dy, shape) = (Operand::Rows(g.data(), n), [rows, k, n]);
         match &self.weights[weight] {
@@ -291,8 +317,10 @@ impl Tape {
                 let param = &mut self.params[*index];
                 let b = Operand::Columns(&param.values, k);
                 self.gemm.product(shape, dy, b, dx.data_mut(), false);
-                let (a, b) = (Operand::Columns(g.data(), n), Operand::Columns(x.data(), k));
-                self.gemm.product([n, k, rows], a, b, &mut param.grad, true);
+                if let Some(x) = &x {
+                    let (a, b) = (Operand::Columns(g.data(), n), Operand::Columns(x.data(), k));
+                    self.gemm.product([n, k, rows], a, b, &mut param.grad, true);
+                }
             }
             Kept::Frozen { weight, .. } => {
                 let b = Operand::WeightsTransposed(weight);
@@ -300,14 +328,17 @@ impl Tape {
             }
             Kept::Table(_) => unreachable!("a table takes no product"),
         }
-        if let Some(lora) = lora {
-            self.lora_back(&lora, g, &mut dx);
+        if let (Some(lora), Some(x)) = (lora, x) {
+            self.lora_back(&lora, x, g, &mut dx);
         }
         dx
     }
 
-    fn lora_back(&mut self, lora: &LoraNode, g: &Tensor, dx: &mut Tensor) {
+    fn lora_back(&mut self, lora: &LoraNode, mut x: Tensor, g: &Tensor, dx: &mut Tensor) {
         let adapter = self.adapters[lora.adapter].clone();
+        if let Some(seed) = lora.dropout {
+            self.drop_out(&mut x, adapter.dropout, seed);
+        }
         let (rows, n, k, rank) = (g.rows(), g.cols(), dx.cols(), lora.low.cols());
         let range = lora.part.0 * n * rank..(lora.part.0 + 1) * n * rank;
         let mut dlow = self.cpu.stale(rows, rank);
@@ -318,7 +349,7 @@ impl Tape {
         let (a, b) = (Operand::Columns(g.data(), n), Operand::Columns(lora.low.data(), rank));
         let grad = &mut self.params[adapter.b].grad[range];
         self.gemm.product([n, rank, rows], a, b, grad, true);
-        let (a, b) = (Operand::Columns(dlow.data(), rank), Operand::Columns(lora.x.data(), k));
+        let (a, b) = (Operand::Columns(dlow.data(), rank), Operand::Columns(x.data(), k));
         self.gemm.product([rank, k, rows], a, b, &mut self.params[adapter.a].grad, true);
         let dlow = Operand::Rows(dlow.data(), rank);
         let a = Operand::Columns(&self.params[adapter.a].values, k);
@@ -327,9 +358,7 @@ impl Tape {
             Some(seed) => {
                 let mut own = self.cpu.stale(rows, k);
                 self.gemm.product([rows, k, rank], dlow, a, own.data_mut(), false);
-                self.by_rows(own.data_mut(), k, |row, part| {
-                    drop_out(part, row * k, adapter.dropout, seed);
-                });
+                self.drop_out(&mut own, adapter.dropout, seed);
                 self.by_rows(dx.data_mut(), k, |row, part| {
                     let own = &own.data()[row * k..row * k + part.len()];
                     part.iter_mut().zip(own).for_each(|(d, o)| *d += o);

@@ -1,6 +1,6 @@
 //! The operations, forward.
 
-use super::{Kept, LoraNode, Node, Tape, drop_out, named};
+use super::{Kept, LoraNode, Node, Saved, Tape, named};
 use crate::{
     Activation, AttentionSpec, Coefs, KvCache, Linear, Ops, PackError, ParamName, RawMatrix, Rope,
     Routes, Rows, Tensor, Vector, Weight,
@@ -53,16 +53,10 @@ impl Tape {
         let (rank, k) = (self.params[adapter.a].shape[0], x.cols());
         let dropout = self.pass.dropout.filter(|_| adapter.dropout > 0.0);
         let dropout = dropout.map(|seed| named(seed, &adapter.module));
-        let x = match dropout {
-            Some(seed) => {
-                let mut x = x.share();
-                self.by_rows(x.data_mut(), k, |row, part| {
-                    drop_out(part, row * k, adapter.dropout, seed);
-                });
-                x
-            }
-            None => x.share(),
-        };
+        let mut x = x.share();
+        if let Some(seed) = dropout {
+            self.drop_out(&mut x, adapter.dropout, seed);
+        }
         let mut low = self.cpu.stale(x.rows(), rank);
         let a = Operand::Rows(&self.params[adapter.a].values, k);
         let shape = [x.rows(), rank, k];
@@ -73,7 +67,7 @@ impl Tape {
         let shape = [x.rows(), n, rank];
         let (a, b) = (Operand::Rows(low.data(), rank), Operand::Rows(b, rank));
         self.gemm.product(shape, a, b, out.data_mut(), true);
-        Some(Box::new(LoraNode { adapter: index, part, x, low, dropout }))
+        Some(Box::new(LoraNode { adapter: index, part, low, dropout }))
     }
 }
 
@@ -131,7 +125,14 @@ impl Ops for Tape {
             });
         }
         let bias = linear.bias.as_ref().and_then(|b| b.param);
-        self.note(Node::Linear { weight, bias, x: x.share(), lora, out: out.id() });
+        let x = match self.weights[weight] {
+            // The gradient of a frozen matrix is not asked for.
+            Kept::Frozen { .. } if lora.is_none() => {
+                Saved { id: x.id(), cols: x.cols(), kept: None }
+            }
+            _ => self.save(x),
+        };
+        self.note(Node::Linear { weight, bias, x, lora, out: out.id() });
         out
     }
 
@@ -181,7 +182,7 @@ impl Ops for Tape {
         let mut out = self.cpu.stale(q.rows(), q.cols());
         let inputs = [q.data(), k.data(), v.data()];
         kernels::attend_forward(&self.gemm, spec, &spans, inputs, out.data_mut());
-        let (q, k, v) = (q.share(), k.share(), v.share());
+        let (q, k, v) = (self.save(q), self.save(k), self.save(v));
         self.note(Node::Attend { q, k, v, spec: *spec, spans, out: out.id() });
         out
     }

@@ -3,7 +3,8 @@
 //!
 //! A model is loaded through it like through any device: matrices and vectors become parameters,
 //! or stay frozen beside low-rank adapters, and the model file can't tell. While it records, each
-//! operation keeps what its backward needs; [`Tape::backward`] uses the recording up.
+//! operation keeps what its backward needs, or, where a norm, an activation or a rotation made it of
+//! something kept, what it is made of; [`Tape::backward`] uses the recording up.
 
 mod backward;
 mod forward;
@@ -56,87 +57,53 @@ enum Kept {
 
 /// An operation that was recorded: the ids of the tensors, and what its backward needs.
 enum Node {
-    Embed {
-        weight: usize,
-        ids: Vec<u32>,
-        scale: f32,
-        out: u64,
-    },
-    Linear {
-        weight: usize,
-        bias: Option<usize>,
-        x: Tensor,
-        lora: Option<Box<LoraNode>>,
-        out: u64,
-    },
-    RmsNorm {
-        x: Tensor,
-        weight: Vector,
-        eps: f32,
-        out: u64,
-    },
-    LayerNorm {
-        x: Tensor,
-        weight: Vector,
-        bias: Vector,
-        eps: f32,
-        out: u64,
-    },
-    Rope {
-        x: u64,
-        rope: Rope,
-        positions: Arc<Vec<usize>>,
-        out: u64,
-    },
-    Attend {
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        spec: AttentionSpec,
-        spans: Vec<Range<usize>>,
-        out: u64,
-    },
-    Activation {
-        x: Tensor,
-        kind: Activation,
-        out: u64,
-    },
-    Gated {
-        gate: Tensor,
-        up: Tensor,
-        kind: Activation,
-        out: u64,
-    },
-    Add {
-        x: u64,
-        y: u64,
-        out: u64,
-    },
-    Scale {
-        x: u64,
-        factor: f32,
-        out: u64,
-    },
-    Softcap {
-        x: u64,
-        cap: f32,
-        y: Tensor,
-    },
-    Gather {
-        x: u64,
-        of: usize,
-        rows: Vec<u32>,
-        out: u64,
-    },
+    Embed { weight: usize, ids: Vec<u32>, scale: f32, out: u64 },
+    Linear { weight: usize, bias: Option<usize>, x: Saved, lora: Option<Box<LoraNode>>, out: u64 },
+    RmsNorm { x: Tensor, weight: Vector, eps: f32, out: u64 },
+    LayerNorm { x: Tensor, weight: Vector, bias: Vector, eps: f32, out: u64 },
+    Rope { x: u64, rope: Rope, positions: Arc<Vec<usize>>, out: u64 },
+    Attend { q: Saved, k: Saved, v: Saved, spec: AttentionSpec, spans: Vec<Range<usize>>, out: u64 },
+    Activation { x: Tensor, kind: Activation, out: u64 },
+    Gated { gate: Tensor, up: Tensor, kind: Activation, out: u64 },
+    Add { x: u64, y: u64, out: u64 },
+    Scale { x: u64, factor: f32, out: u64 },
+    Softcap { x: u64, cap: f32, y: Tensor },
+    Gather { x: u64, of: usize, rows: Vec<u32>, out: u64 },
 }
 
-/// What the backward of an adapter needs.
+impl Node {
+    /// The tensor that it made.
+    fn out(&self) -> u64 {
+        match self {
+            Node::Embed { out, .. }
+            | Node::Linear { out, .. }
+            | Node::RmsNorm { out, .. }
+            | Node::LayerNorm { out, .. }
+            | Node::Rope { out, .. }
+            | Node::Attend { out, .. }
+            | Node::Activation { out, .. }
+            | Node::Gated { out, .. }
+            | Node::Add { out, .. }
+            | Node::Scale { out, .. }
+            | Node::Gather { out, .. } => *out,
+            Node::Softcap { y, .. } => y.id(),
+        }
+    }
+}
+
+/// An operand that a backward asks for.
+struct Saved {
+    id: u64,
+    cols: usize,
+    /// `None`: made again from the recording when it is asked for.
+    kept: Option<Tensor>,
+}
+
+/// What the backward of an adapter needs beside its input.
 struct LoraNode {
     adapter: usize,
     part: (usize, usize),
-    /// Its input, after dropout.
-    x: Tensor,
-    /// `factor * A x`
+    /// `factor * A x`, of `x` after dropout.
     low: Tensor,
     dropout: Option<u64>,
 }
@@ -284,10 +251,42 @@ impl Tape {
         }
     }
 
+    /// Whether an operation on the recording makes a tensor from what is kept there, without a product.
+    fn is_made_again(&self, id: u64) -> bool {
+        match self.nodes.iter().rev().find(|n| n.out() == id) {
+            Some(
+                Node::RmsNorm { .. }
+                | Node::LayerNorm { .. }
+                | Node::Activation { .. }
+                | Node::Gated { .. },
+            ) => true,
+            Some(Node::Rope { x, .. }) => self.is_made_again(*x),
+            _ => false,
+        }
+    }
+
+    fn save(&self, x: &Tensor) -> Saved {
+        let kept = self.recording && !self.is_made_again(x.id());
+        Saved { id: x.id(), cols: x.cols(), kept: kept.then(|| x.share()) }
+    }
+
     fn note(&mut self, node: Node) {
         if self.recording {
             self.nodes.push(node);
         }
+    }
+
+    /// Zeroes a share of `x` and enlarges the rest.
+    fn drop_out(&self, x: &mut Tensor, share: f32, seed: u64) {
+        let limit = (share * (1 << 24) as f32) as u64;
+        let factor = 1.0 / (1.0 - share);
+        let cols = x.cols();
+        self.by_rows(x.data_mut(), cols, |row, part| {
+            for (i, x) in part.iter_mut().enumerate() {
+                let dropped = hash(seed, (row * cols + i) as u64) >> 40 < limit;
+                *x = if dropped { 0.0 } else { *x * factor };
+            }
+        });
     }
 
     /// Runs `task(first row, rows of out)` for parts of a matrix of `cols` columns.
@@ -315,14 +314,4 @@ fn hash(seed: u64, place: u64) -> u64 {
 /// A seed that differs by name.
 fn named(seed: u64, name: &str) -> u64 {
     name.bytes().fold(seed, |h, b| hash(h, u64::from(b)))
-}
-
-/// Zeroes a share of `x` and enlarges the rest.
-fn drop_out(x: &mut [f32], first: usize, share: f32, seed: u64) {
-    let limit = (share * (1 << 24) as f32) as u64;
-    let factor = 1.0 / (1.0 - share);
-    for (i, x) in x.iter_mut().enumerate() {
-        let dropped = hash(seed, (first + i) as u64) >> 40 < limit;
-        *x = if dropped { 0.0 } else { *x * factor };
-    }
 }
