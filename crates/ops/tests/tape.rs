@@ -33,7 +33,7 @@ fn norms_and_activations_are_not_kept() {
         let h = tape.rms_norm(&x, norm, 1e-6);
         let (g, u) = (tape.linear(&h, &gate), tape.linear(&h, &up));
         drop(h);
-        let h = tape.gated(g, &u, Activation::Gelu);
+        let h = tape.gated(g, &u, Activation::GeluTanh);
         drop(u);
         (x, tape.linear(&h, &down))
     };
