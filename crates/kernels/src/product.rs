@@ -21,21 +21,17 @@ use std::ops::Range;
 /// If the shapes disagree.
 pub fn product_f32(isa: Isa, pool: &Pool, x: &FloatRows, w: &Packed, out: &mut [f32]) {
     assert!(x.k == w.k && out.len() == x.rows * w.n, "shapes of a product");
-    let (out, ask) = (SharedMut(out.as_mut_ptr()), simd::foresight_is_short());
-    each_panel(pool, w, &|panels| {
-        let job = Job { w, panels, out, ask };
-        match w.layout {
-            Layout::F32 => isa.run(Floats::<F32> { x, job, of: F32 }),
-            Layout::F16 => isa.run(Floats::<F16> { x, job, of: F16 }),
-            Layout::Bf16 => isa.run(Unpaired::<0> { x, job }),
-            Layout::Q8_0 => isa.run(Exact { x, job, of: unpack::Q8_0 }),
-            Layout::Q4_0 => isa.run(Exact { x, job, of: unpack::Q4_0 }),
-            Layout::Q5_0 => isa.run(Exact { x, job, of: unpack::Q5_0 }),
-            Layout::Q4K => isa.run(Exact { x, job, of: unpack::Q4K }),
-            Layout::Q5K => isa.run(Exact { x, job, of: unpack::Q5K }),
-            Layout::Q6K => isa.run(Exact { x, job, of: unpack::Q6K }),
-            Layout::Bytes => isa.run(Exact { x, job, of: unpack::Bytes }),
-        }
+    each_panel(pool, w, out, &|job| match w.layout {
+        Layout::F32 => isa.run(Floats::<F32> { x, job, of: F32 }),
+        Layout::F16 => isa.run(Floats::<F16> { x, job, of: F16 }),
+        Layout::Bf16 => isa.run(Unpaired::<0> { x, job }),
+        Layout::Q8_0 => isa.run(Exact { x, job, of: unpack::Q8_0 }),
+        Layout::Q4_0 => isa.run(Exact { x, job, of: unpack::Q4_0 }),
+        Layout::Q5_0 => isa.run(Exact { x, job, of: unpack::Q5_0 }),
+        Layout::Q4K => isa.run(Exact { x, job, of: unpack::Q4K }),
+        Layout::Q5K => isa.run(Exact { x, job, of: unpack::Q5K }),
+        Layout::Q6K => isa.run(Exact { x, job, of: unpack::Q6K }),
+        Layout::Bytes => isa.run(Exact { x, job, of: unpack::Bytes }),
     });
 }
 
@@ -45,9 +41,7 @@ pub fn product_f32(isa: Isa, pool: &Pool, x: &FloatRows, w: &Packed, out: &mut [
 /// If the shapes disagree or the weights are floats.
 pub fn product_i8(isa: Isa, pool: &Pool, x: &ByteRows, w: &Packed, out: &mut [f32]) {
     assert!(x.k == w.k && out.len() == x.rows * w.n, "shapes of a product");
-    let (out, ask) = (SharedMut(out.as_mut_ptr()), simd::foresight_is_short());
-    each_panel(pool, w, &|panels| {
-        let job = Job { w, panels, out, ask };
+    each_panel(pool, w, out, &|job| {
         let amx = isa == Isa::Amx && x.tiles.first().is_some_and(|t| t.rows == tiled::ROWS);
         match w.layout {
             Layout::Q8_0 => isa.run_dot(Integers { x, job, amx, of: unpack::Q8_0 }),
@@ -72,13 +66,9 @@ pub fn product_i8(isa: Isa, pool: &Pool, x: &ByteRows, w: &Packed, out: &mut [f3
 pub fn product_bf16(isa: Isa, pool: &Pool, x: &PairRows, w: &Packed, out: &mut [f32]) {
     assert!(x.k == w.k && out.len() == x.rows * w.n, "shapes of a product");
     assert_eq!(w.layout, Layout::Bf16, "weights for activations in bfloat16");
-    let (out, ask) = (SharedMut(out.as_mut_ptr()), simd::foresight_is_short());
-    each_panel(pool, w, &|panels| {
-        let job = Job { w, panels, out, ask };
-        match isa.multiplies_bf16() {
-            true => isa.run_bf16(Pairs { x, job }),
-            false => isa.run(Unpaired::<1> { x: &x.floats, job }),
-        }
+    each_panel(pool, w, out, &|job| match isa.multiplies_bf16() {
+        true => isa.run_bf16(Pairs { x, job }),
+        false => isa.run(Unpaired::<1> { x: &x.floats, job }),
     });
 }
 
@@ -97,11 +87,14 @@ pub(crate) fn dequantize_row(isa: Isa, w: &Packed, r: usize, out: &mut [f32]) {
     }
 }
 
-/// Shares the panels of `w` out to the threads.
-fn each_panel(pool: &Pool, w: &Packed, task: &(dyn Fn(Range<usize>) + Sync)) {
+/// Shares the panels of `w`, and the outputs that they give, out to the threads.
+fn each_panel(pool: &Pool, w: &Packed, out: &mut [f32], task: &(dyn Fn(Job) + Sync)) {
+    let (out, ask) = (SharedMut(out.as_mut_ptr()), simd::foresight_is_short());
     // Less than 32 KiB of weights are not worth a thread.
     let grain = (32 * 1024 * w.n.div_ceil(PANEL)).div_ceil(w.bytes().max(1));
-    pool.split(w.n.div_ceil(PANEL), grain.next_multiple_of(4), task);
+    pool.split(w.n.div_ceil(PANEL), grain.next_multiple_of(4), &|panels| {
+        task(Job { w, panels, out, ask });
+    });
 }
 
 /// The panels that one call computes, and where the results go.

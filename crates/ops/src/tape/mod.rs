@@ -95,7 +95,7 @@ impl Node {
 struct Saved {
     id: u64,
     cols: usize,
-    /// `None`: made again from the recording when it is asked for.
+    /// `None`: made again from the recording, if it is asked for at all.
     kept: Option<Tensor>,
 }
 
