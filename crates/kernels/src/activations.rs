@@ -5,7 +5,7 @@
 //! signed bytes with one f32 scale (largest magnitude / 127), as well as the sums that correct for
 //! unsigned weights. Nothing of a row depends on its neighbours.
 
-use crate::buffer::SharedMut;
+use crate::buffer::{Buffer, SharedMut};
 use crate::pool::Pool;
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -50,8 +50,8 @@ pub struct ByteRows {
     pub(crate) rows: usize,
     pub(crate) k: usize,
     pub(crate) tiles: Vec<Tile>,
-    /// `[tile][k block][row][32]`
-    pub(crate) values: Vec<i8>,
+    /// `[tile][k block][row][32]`, and more after larger batches; see [`ByteRows::values`].
+    values: Buffer,
     /// `[tile][k block][row]`
     pub(crate) scales: Vec<f32>,
     /// Negated sums of the values of each half block: `[tile][k block][row][2]`.
@@ -109,12 +109,14 @@ impl ByteRows {
         let rows = x.len() / k;
         let blocks = rows * k / BLOCK;
         (self.rows, self.k, self.tiles) = (rows, k, tiles(rows));
-        self.values.resize(rows * k, 0);
+        if self.values.bytes().len() < rows * k {
+            self.values = Buffer::zeroed(rows * k).unwrap_or_else(|e| panic!("{e}"));
+        }
         self.scales.resize(blocks, 0.0);
         self.halves.resize(blocks, [0; 2]);
         self.minus.resize(blocks, 0);
         self.sums.resize(blocks, 0.0);
-        let values = SharedMut(self.values.as_mut_ptr());
+        let values = SharedMut(self.values.as_mut_ptr().cast::<i8>());
         let scales = SharedMut(self.scales.as_mut_ptr());
         let halves = SharedMut(self.halves.as_mut_ptr());
         let minus = SharedMut(self.minus.as_mut_ptr());
@@ -123,6 +125,14 @@ impl ByteRows {
         pool.split(tiles.len(), (16384 / k / 16).max(1), &|range| {
             isa.run(Quantise { x, k, tiles: &tiles[range], values, scales, halves, minus, sums });
         });
+    }
+
+    /// `[tile][k block][row][32]`, from a cache line on: tiles of AMX take twice as long to load from
+    /// lines that their rows straddle.
+    pub(crate) fn values(&self) -> &[i8] {
+        let bytes = self.values.bytes();
+        // SAFETY: every byte is an `i8`.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) }
     }
 }
 

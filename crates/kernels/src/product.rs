@@ -116,8 +116,14 @@ impl Job<'_> {
     /// each of `tiles` tiles is read once for a whole group; a single tile takes all at once.
     fn groups(&self, tiles: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let each = ((384 << 10) / self.w.panel(0).len()).clamp(1, 8);
-        let (start, end) = (self.panels.start, self.panels.end);
-        let each = if tiles == 1 { (end - start).max(1) } else { each };
+        self.groups_of(if tiles == 1 { usize::MAX } else { each })
+    }
+
+    /// The panels in groups as long as one another, of at most `most`.
+    fn groups_of(&self, most: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let Range { start, end } = self.panels;
+        let count = (end - start).div_ceil(most).max(1);
+        let each = (end - start).div_ceil(count).max(1);
         (start..end).step_by(each).map(move |p| p..(p + each).min(end))
     }
 
@@ -184,12 +190,17 @@ impl<F: Format> Kernel for Integers<'_, F> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for panels in self.job.groups(self.x.tiles.len()) {
-            if self.amx && S::LANES == PANEL {
+        let amx = self.amx && S::LANES == PANEL;
+        let groups: &mut dyn Iterator<Item = Range<usize>> = match amx {
+            true => &mut self.job.groups_of(tiled::PANELS),
+            false => &mut self.job.groups(self.x.tiles.len()),
+        };
+        for panels in groups {
+            if amx {
                 // SAFETY: an `Isa` comes out of `available` alone, which asked for the tiles.
                 unsafe { tiled::multiply::<S, F>(self.x, &self.job, panels.clone()) };
             }
-            for &tile in self.x.tiles.iter().filter(|t| !self.amx || t.rows < tiled::ROWS) {
+            for &tile in self.x.tiles.iter().filter(|t| !amx || t.rows < tiled::ROWS) {
                 for panel in panels.clone() {
                     // SAFETY: tile and panel are parts of the operands.
                     unsafe {
@@ -235,7 +246,7 @@ impl<F: Format> Integers<'_, F> {
         let weights = self.job.w.panel(panel);
         let first = tile.row * blocks;
         let x = Block {
-            values: self.x.values[first * BLOCK..].as_ptr(),
+            values: self.x.values()[first * BLOCK..].as_ptr(),
             scale: self.x.scales[first..].as_ptr(),
             halves: self.x.halves[first..].as_ptr(),
             minus: self.x.minus[first..].as_ptr(),
