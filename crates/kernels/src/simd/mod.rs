@@ -170,13 +170,13 @@ impl Isa {
         }
     }
 
-    /// Runs a kernel that uses [`Simd::dot_bf16`]: with its own instruction where there is one.
+    /// Runs a kernel that uses [`Simd::dot_bf16`]: with its own instruction where there is a quick one.
     #[inline]
     pub(crate) fn run_bf16<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx512Bf16 | Isa::Amx => unsafe { avx512::run_bf16(kernel) },
+            Isa::Avx512Bf16 => unsafe { avx512::run_bf16(kernel) },
             other => other.run(kernel),
         }
     }
