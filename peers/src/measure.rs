@@ -139,7 +139,8 @@ fn json_of(command: &mut Command) -> Result<Value> {
     let out = command.output().map_err(|e| format!("{command:?}: {e}"))?;
     if !out.status.success() {
         let text = String::from_utf8_lossy(&out.stderr);
-        return Err(text.lines().rev().find(|l| !l.is_empty()).unwrap_or("failed").to_owned());
+        let last = text.lines().rev().find(|l| !l.is_empty());
+        return Err(last.map_or_else(|| out.status.to_string(), str::to_owned));
     }
     serde_json::from_slice(&out.stdout).map_err(|e| format!("{command:?}: {e}"))
 }
