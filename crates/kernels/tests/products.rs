@@ -185,8 +185,6 @@ fn a_row_does_not_depend_on_its_neighbours() {
     }
 }
 
-/// What bfloat16 products are defined as: activations rounded to nearest, values below 2^-56 zero,
-/// the second product of each pair first, each step a fused multiply-add.
 /// More rows, blocks and panels than a kernel takes at once, and odd numbers of them.
 #[test]
 fn a_row_does_not_depend_on_how_the_work_is_cut() {
@@ -214,6 +212,8 @@ fn a_row_does_not_depend_on_how_the_work_is_cut() {
     }
 }
 
+/// What bfloat16 products are defined as: activations rounded to nearest, values below 2^-56 zero,
+/// the second product of each pair first, each step a fused multiply-add.
 #[test]
 fn bfloat16_products_are_what_they_are_said_to_be() {
     let mut random = Random(5);
