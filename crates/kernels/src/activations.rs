@@ -50,7 +50,8 @@ pub struct ByteRows {
     pub(crate) rows: usize,
     pub(crate) k: usize,
     pub(crate) tiles: Vec<Tile>,
-    /// `[tile][k block][row][32]`, and more after larger batches; see [`ByteRows::values`].
+    /// `[tile][k block][row][32]`, and more after larger batches. From a cache line on: tiles of AMX
+    /// take twice as long to load from lines that their rows straddle.
     values: Buffer,
     /// `[tile][k block][row]`
     pub(crate) scales: Vec<f32>,
@@ -127,12 +128,43 @@ impl ByteRows {
         });
     }
 
-    /// `[tile][k block][row][32]`, from a cache line on: tiles of AMX take twice as long to load from
-    /// lines that their rows straddle.
-    pub(crate) fn values(&self) -> &[i8] {
-        let bytes = self.values.bytes();
-        // SAFETY: every byte is an `i8`.
-        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) }
+    /// Where block `i` has its parts, counted as in `scales`.
+    #[inline(always)]
+    pub(crate) fn block(&self, i: usize) -> ByteBlock {
+        ByteBlock {
+            values: self.values.bytes()[i * BLOCK..].as_ptr().cast(),
+            scale: self.scales[i..].as_ptr(),
+            halves: self.halves[i..].as_ptr(),
+            minus: self.minus[i..].as_ptr(),
+            sum: self.sums[i..].as_ptr(),
+        }
+    }
+}
+
+/// Where a block of 8-bit activations has its parts.
+#[derive(Clone, Copy)]
+pub(crate) struct ByteBlock {
+    pub(crate) values: *const i8,
+    pub(crate) scale: *const f32,
+    pub(crate) halves: *const [i32; 2],
+    pub(crate) minus: *const i32,
+    pub(crate) sum: *const f32,
+}
+
+impl ByteBlock {
+    /// Block `i` from this one on.
+    #[inline(always)]
+    pub(crate) unsafe fn at(self, i: usize) -> Self {
+        // SAFETY: the caller's rows have that block.
+        unsafe {
+            Self {
+                values: self.values.add(i * BLOCK),
+                scale: self.scale.add(i),
+                halves: self.halves.add(i),
+                minus: self.minus.add(i),
+                sum: self.sum.add(i),
+            }
+        }
     }
 }
 

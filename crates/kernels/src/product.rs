@@ -5,7 +5,7 @@
 //! exact. So an output's bits depend on its row and its weights alone: not on the other rows, the
 //! threads, or the instruction set.
 
-use crate::activations::{BLOCK, ByteRows, FloatRows, PairRows, Tile};
+use crate::activations::{BLOCK, ByteBlock, ByteRows, FloatRows, PairRows, Tile};
 use crate::buffer::SharedMut;
 use crate::element::{Element, F16, F32};
 use crate::panel::{Layout, Packed};
@@ -115,8 +115,15 @@ impl Job<'_> {
     /// The panels in groups that stay in the second-level cache with a tile of activations, so that
     /// each of `tiles` tiles is read once for a whole group; a single tile takes all at once.
     fn groups(&self, tiles: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let each = ((384 << 10) / self.w.panel(0).len()).clamp(1, 8);
-        self.groups_of(if tiles == 1 { usize::MAX } else { each })
+        self.groups_of(self.most(tiles))
+    }
+
+    /// The most panels in a group of [`Job::groups`].
+    fn most(&self, tiles: usize) -> usize {
+        match tiles {
+            1 => usize::MAX,
+            _ => ((384 << 10) / self.w.panel(0).len()).clamp(1, 8),
+        }
     }
 
     /// The panels in groups as long as one another, of at most `most`.
@@ -191,11 +198,8 @@ impl<F: Format> Kernel for Integers<'_, F> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let amx = self.amx && S::LANES == PANEL;
-        let groups: &mut dyn Iterator<Item = Range<usize>> = match amx {
-            true => &mut self.job.groups_of(tiled::PANELS),
-            false => &mut self.job.groups(self.x.tiles.len()),
-        };
-        for panels in groups {
+        let most = if amx { tiled::PANELS } else { self.job.most(self.x.tiles.len()) };
+        for panels in self.job.groups_of(most) {
             if amx {
                 // SAFETY: an `Isa` comes out of `available` alone, which asked for the tiles.
                 unsafe { tiled::multiply::<S, F>(self.x, &self.job, panels.clone()) };
@@ -244,14 +248,7 @@ impl<F: Format> Integers<'_, F> {
     ) {
         let blocks = self.x.k / BLOCK;
         let weights = self.job.w.panel(panel);
-        let first = tile.row * blocks;
-        let x = Block {
-            values: self.x.values()[first * BLOCK..].as_ptr(),
-            scale: self.x.scales[first..].as_ptr(),
-            halves: self.x.halves[first..].as_ptr(),
-            minus: self.x.minus[first..].as_ptr(),
-            sum: self.x.sums[first..].as_ptr(),
-        };
+        let x = self.x.block(tile.row * blocks);
         let bytes = weights.len() / blocks;
         let ask = self.job.ask || F::HALVES || F::MINS && S::LANES < PANEL;
         // SAFETY: every block of the panel and of the tile is in bounds: `x` has
@@ -290,39 +287,12 @@ fn ahead<const M: usize>(p: *const u8, bytes: usize) {
     }
 }
 
-/// Where a block of activations has its parts.
-#[derive(Clone, Copy)]
-struct Block {
-    values: *const i8,
-    scale: *const f32,
-    halves: *const [i32; 2],
-    minus: *const i32,
-    sum: *const f32,
-}
-
-impl Block {
-    /// Block `i` from this one on.
-    #[inline(always)]
-    unsafe fn at(self, i: usize) -> Self {
-        // SAFETY: the caller's rows have that block.
-        unsafe {
-            Self {
-                values: self.values.add(i * BLOCK),
-                scale: self.scale.add(i),
-                halves: self.halves.add(i),
-                minus: self.minus.add(i),
-                sum: self.sum.add(i),
-            }
-        }
-    }
-}
-
 /// Adds one block of 32 k to an accumulator.
 #[inline(always)]
 unsafe fn step<S: Simd, F: Format, const ALONE: bool>(
     acc: S::F,
     b: &unpack::Block<S>,
-    x: Block,
+    x: ByteBlock,
 ) -> S::F {
     // SAFETY: `x` is a block of activations; the rest is arithmetic.
     unsafe {

@@ -6,7 +6,7 @@
 //! and 16 outputs over a block (or half a block); from there on every output takes the steps that
 //! [`crate::product`] takes, and the sums are exact, so the bits are the same.
 
-use crate::activations::{BLOCK, ByteRows};
+use crate::activations::{BLOCK, ByteBlock, ByteRows};
 use crate::amx::Tiles;
 use crate::product::Job;
 use crate::simd::{PANEL, Simd};
@@ -61,6 +61,7 @@ pub(crate) unsafe fn multiply<S: Simd, F: Format>(x: &ByteRows, job: &Job, panel
     let all = x.tiles.iter().filter(|t| t.rows == ROWS).count();
     // Taken and put back: in a closure nothing would be compiled for the instruction set.
     let mut room = ROOM.take();
+    let mut sums = [const { Sums([[[0; PANEL]; ROWS]; 2]) }; 2];
     // SAFETY: the caller's promise.
     unsafe {
         let tiles = Tiles::of_bytes(F::HALVES);
@@ -74,6 +75,7 @@ pub(crate) unsafe fn multiply<S: Simd, F: Format>(x: &ByteRows, job: &Job, panel
                     rows: first..(first + GROUP).min(all),
                     job,
                     panels: panel..panel + each,
+                    sums: &raw mut sums,
                 };
                 group.multiply::<S, F>(&mut room);
             }
@@ -89,6 +91,7 @@ struct Group<'a> {
     rows: Range<usize>,
     job: &'a Job<'a>,
     panels: Range<usize>,
+    sums: *mut [Sums; 2],
 }
 
 impl Group<'_> {
@@ -102,7 +105,6 @@ impl Group<'_> {
         room.unpacked.reserve(each);
         room.outputs.reserve(self.panels.len() * self.rows.len());
         let (unpacked, outputs) = (room.unpacked.as_mut_ptr(), room.outputs.as_mut_ptr());
-        let mut sums = [const { Sums([[[0; PANEL]; ROWS]; 2]) }; 2];
         // SAFETY: the caller's promise; there is room for a chunk of blocks, all written before they are
         // read, and for the outputs, which the first chunk writes.
         unsafe {
@@ -112,11 +114,12 @@ impl Group<'_> {
                     unpack::<S, F>(self.job.panel(panel), chunk.clone(), unpacked);
                     let walk = Walk {
                         tiles: self.tiles,
-                        x: Rows::new(self.x, self.rows.start, chunk.start),
+                        x: self.x.block((self.rows.start * blocks + chunk.start) * ROWS),
+                        apart: blocks * ROWS,
                         w: unpacked,
                         count: self.rows.len(),
                         blocks: chunk.len(),
-                        sums: &raw mut sums,
+                        sums: self.sums,
                     };
                     walk.run::<S, F>(first == 0, outputs.add(i * self.rows.len()));
                 }
@@ -158,37 +161,14 @@ unsafe fn unpack<S: Simd, F: Format>(panel: &[u8], chunk: Range<usize>, out: *mu
 #[repr(align(64))]
 struct Sums([[[i32; PANEL]; ROWS]; 2]);
 
-/// Activations: where a tile of rows has the first block of a chunk.
-#[derive(Clone, Copy)]
-struct Rows {
-    values: *const i8,
-    scales: *const f32,
-    halves: *const [i32; 2],
-    sums: *const f32,
-    /// Places for scales from one tile to the next.
-    tile: usize,
-}
-
-impl Rows {
-    #[inline(always)]
-    fn new(x: &ByteRows, tile: usize, block: usize) -> Self {
-        let blocks = x.k / BLOCK;
-        let at = (tile * blocks + block) * ROWS;
-        Self {
-            values: x.values()[at * BLOCK..].as_ptr(),
-            scales: x.scales[at..].as_ptr(),
-            halves: x.halves[at..].as_ptr(),
-            sums: x.sums[at..].as_ptr(),
-            tile: blocks * ROWS,
-        }
-    }
-}
-
 /// A chunk of a panel with tiles of rows, one after the other. Pointers, so that nothing is looked up
 /// anew after each instruction that reads or writes a tile.
 struct Walk<'a> {
     tiles: &'a Tiles,
-    x: Rows,
+    /// The first tile's first block of the chunk.
+    x: ByteBlock,
+    /// Blocks of activations from one tile to the next.
+    apart: usize,
     w: *const Block,
     /// Tiles of rows.
     count: usize,
@@ -250,7 +230,7 @@ impl Walk<'_> {
         // SAFETY: as in `run`.
         unsafe {
             let w = (&raw const (*self.w.add(kb)).quads).cast::<i8>();
-            let x = self.x.values.add((next.tile * self.x.tile + kb * ROWS) * BLOCK);
+            let x = self.x.at(next.tile * self.apart + kb * ROWS).values;
             match (F::HALVES, ODD) {
                 (false, 0) => self.tiles.multiply::<0, 4, 6>(x, w),
                 (false, _) => self.tiles.multiply::<1, 5, 7>(x, w),
@@ -297,15 +277,14 @@ impl Walk<'_> {
         kb: usize,
         acc: &mut [S::F; ROWS],
     ) {
-        let at = tile * self.x.tile + kb * ROWS;
         // SAFETY: as in `run`.
         unsafe {
-            let (x, w) = (self.x, &*self.w.add(kb));
+            let (x, w) = (self.x.at(tile * self.apart + kb * ROWS), &*self.w.add(kb));
             let sums = (&raw const (*self.sums)[ODD].0).cast::<i32>();
             let scale = [S::load(w.scale[0].as_ptr()), S::load(w.scale[1].as_ptr())];
             let min = [S::load(w.min[0].as_ptr()), S::load(w.min[1].as_ptr())];
             for (m, acc) in acc.iter_mut().enumerate() {
-                let d = *x.scales.add(at + m);
+                let d = *x.scale.add(m);
                 let lo = S::to_f32(S::load_i(sums.add(m * PANEL)));
                 if F::HALVES {
                     let hi = S::to_f32(S::load_i(sums.add((ROWS + m) * PANEL)));
@@ -315,11 +294,11 @@ impl Walk<'_> {
                     *acc = S::fma(lo, S::mul(scale[0], S::splat(d)), *acc);
                 }
                 if F::MINS && F::HALVES {
-                    let [lo, hi] = *x.halves.add(at + m);
+                    let [lo, hi] = *x.halves.add(m);
                     *acc = S::fma(min[0], S::splat(-d * lo as f32), *acc);
                     *acc = S::fma(min[1], S::splat(-d * hi as f32), *acc);
                 } else if F::MINS {
-                    *acc = S::fma(min[0], S::splat(*x.sums.add(at + m)), *acc);
+                    *acc = S::fma(min[0], S::splat(*x.sum.add(m)), *acc);
                 }
             }
         }
