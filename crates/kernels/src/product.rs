@@ -204,17 +204,20 @@ impl<F: Format> Kernel for Integers<'_, F> {
                 // SAFETY: an `Isa` comes out of `available` alone, which asked for the tiles.
                 unsafe { tiled::multiply::<S, F>(self.x, &self.job, panels.clone()) };
             }
+            let several = self.job.ask && S::LANES == PANEL;
             for &tile in self.x.tiles.iter().filter(|t| !amx || t.rows < tiled::ROWS) {
-                for panel in panels.clone() {
-                    // SAFETY: tile and panel are parts of the operands.
-                    unsafe {
-                        match tile.rows {
-                            16 => self.tile::<S, 16, false>(panel, tile),
-                            8 => self.tile::<S, 8, false>(panel, tile),
-                            4 => self.tile::<S, 4, false>(panel, tile),
-                            2 => self.tile::<S, 2, false>(panel, tile),
-                            _ => self.tile::<S, 1, true>(panel, tile),
-                        }
+                // SAFETY: tile and panels are parts of the operands.
+                unsafe {
+                    match tile.rows {
+                        16 => self.some::<S, 16, 1, false>(&panels, tile),
+                        8 if several => self.some::<S, 8, 2, false>(&panels, tile),
+                        8 => self.some::<S, 8, 1, false>(&panels, tile),
+                        4 if several => self.some::<S, 4, 4, false>(&panels, tile),
+                        4 => self.some::<S, 4, 1, false>(&panels, tile),
+                        2 if several => self.some::<S, 2, 4, false>(&panels, tile),
+                        2 => self.some::<S, 2, 1, false>(&panels, tile),
+                        _ if self.job.ask => self.some::<S, 1, 4, true>(&panels, tile),
+                        _ => self.some::<S, 1, 1, true>(&panels, tile),
                     }
                 }
             }
@@ -223,67 +226,99 @@ impl<F: Format> Kernel for Integers<'_, F> {
 }
 
 impl<F: Format> Integers<'_, F> {
+    /// Some panels, `P` of them side by side as long as there are so many: Intel's processors read that
+    /// many streams from memory half as fast again as one.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const ALONE: bool>(&self, panel: usize, tile: Tile) {
+    unsafe fn some<S: Simd, const M: usize, const P: usize, const ALONE: bool>(
+        &self,
+        panels: &Range<usize>,
+        tile: Tile,
+    ) {
+        let mut panel = panels.start;
+        // SAFETY: the caller's promise.
+        unsafe {
+            while panel + P <= panels.end {
+                self.panels::<S, M, P, ALONE>(panel, tile);
+                panel += P;
+            }
+            while panel < panels.end {
+                self.panels::<S, M, 1, ALONE>(panel, tile);
+                panel += 1;
+            }
+        }
+    }
+
+    /// `P` panels from `panel` on.
+    #[inline(always)]
+    unsafe fn panels<S: Simd, const M: usize, const P: usize, const ALONE: bool>(
+        &self,
+        panel: usize,
+        tile: Tile,
+    ) {
         // SAFETY: the caller's promise.
         unsafe {
             if S::LANES < PANEL && M <= 4 {
                 // With few rows weights come from memory, which would rest during a second pass.
                 debug_assert_eq!(2 * S::LANES, PANEL);
-                return self.pass::<S, M, 2, ALONE>(panel, tile, 0);
+                return self.pass::<S, M, P, 2, ALONE>(panel, tile, 0);
             }
             for lane0 in (0..PANEL).step_by(S::LANES) {
-                self.pass::<S, M, 1, ALONE>(panel, tile, lane0);
+                self.pass::<S, M, P, 1, ALONE>(panel, tile, lane0);
             }
         }
     }
 
-    /// `H` vectors of rows of a panel, from `lane0` on.
+    /// `H` vectors of rows, from `lane0` on, of each of `P` panels.
     #[inline(always)]
-    unsafe fn pass<S: Simd, const M: usize, const H: usize, const ALONE: bool>(
+    unsafe fn pass<S: Simd, const M: usize, const P: usize, const H: usize, const ALONE: bool>(
         &self,
         panel: usize,
         tile: Tile,
         lane0: usize,
     ) {
         let blocks = self.x.k / BLOCK;
-        let weights = self.job.w.panel(panel);
         let x = self.x.block(tile.row * blocks);
-        let bytes = weights.len() / blocks;
-        let ask = self.job.ask || F::HALVES || F::MINS && S::LANES < PANEL;
-        // SAFETY: every block of the panel and of the tile is in bounds: `x` has
+        let weights: [&[u8]; P] = std::array::from_fn(|p| self.job.w.panel(panel + p));
+        let size = weights[0].len();
+        let bytes = size / blocks;
+        // With one row and little to unpack a product on AMD's processors reads as fast as memory gives, and
+        // asking costs; else it computes between reads, so long that neither the processor's own foresight
+        // nor its reordering reach the next block.
+        let ask = M > 1 || self.job.ask || F::HALVES || F::MINS && S::LANES < PANEL;
+        let distance = if M <= 4 && P == 1 { 12 } else { 6 };
+        // SAFETY: every block of the panels and of the tile is in bounds: `x` has
         // M * blocks blocks from the tile's first row on.
         unsafe {
-            let mut acc = [[S::splat(0.0); M]; H];
+            let mut acc = [[[S::splat(0.0); M]; H]; P];
             for kb in 0..blocks {
-                if lane0 == 0 && (M > 1 || ask) {
-                    ahead::<M>(weights.as_ptr().wrapping_add(kb * bytes), bytes);
+                let mut later = (kb + distance) * bytes;
+                if kb + distance >= blocks {
+                    // What this panel's turn is followed by.
+                    later += (P - 1) * size;
                 }
-                for (h, acc) in acc.iter_mut().enumerate() {
-                    let b = F::block::<S>(weights.as_ptr(), kb, lane0 + h * S::LANES);
-                    for (m, acc) in acc.iter_mut().enumerate() {
-                        *acc = step::<S, F, ALONE>(*acc, &b, x.at(kb * M + m));
+                for (p, acc) in acc.iter_mut().enumerate() {
+                    let weights = weights[p].as_ptr();
+                    if lane0 == 0 && ask {
+                        simd::ahead(weights.wrapping_add(later), bytes);
+                    }
+                    for (h, acc) in acc.iter_mut().enumerate() {
+                        let b = F::block::<S>(weights, kb, lane0 + h * S::LANES);
+                        for (m, acc) in acc.iter_mut().enumerate() {
+                            *acc = step::<S, F, ALONE>(*acc, &b, x.at(kb * M + m));
+                        }
                     }
                 }
             }
             // By reference: `into_iter` would copy the accumulators, 3 % of a prefill.
-            for (h, acc) in acc.iter().enumerate() {
-                for (m, acc) in acc.iter().enumerate() {
-                    self.job.store::<S>(tile.row + m, panel, lane0 + h * S::LANES, *acc);
+            for (p, acc) in acc.iter().enumerate() {
+                for (h, acc) in acc.iter().enumerate() {
+                    for (m, acc) in acc.iter().enumerate() {
+                        let lane = lane0 + h * S::LANES;
+                        self.job.store::<S>(tile.row + m, panel + p, lane, *acc);
+                    }
                 }
             }
         }
-    }
-}
-
-/// Asks for the weights of a later block of `bytes` bytes. With one row and little to unpack a product on
-/// AMD's processors reads as fast as memory gives, and asking costs; else it computes between reads, so long
-/// that neither the processor's own foresight nor its reordering reach the next block.
-#[inline(always)]
-fn ahead<const M: usize>(p: *const u8, bytes: usize) {
-    let blocks = if M <= 4 { 12 } else { 6 };
-    for line in (0..bytes).step_by(64) {
-        prefetch(p.wrapping_add(blocks * bytes + line));
     }
 }
 

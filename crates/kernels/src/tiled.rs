@@ -9,7 +9,7 @@
 use crate::activations::{BLOCK, ByteBlock, ByteRows};
 use crate::amx::Tiles;
 use crate::product::Job;
-use crate::simd::{PANEL, Simd};
+use crate::simd::{PANEL, Simd, ahead};
 use crate::unpack::Format;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -98,10 +98,8 @@ impl Group<'_> {
     #[inline(always)]
     unsafe fn multiply<S: Simd, F: Format>(&self, room: &mut Room) {
         let blocks = self.x.k / BLOCK;
-        let each = match self.rows.len() {
-            1 => blocks,
-            _ => blocks.div_ceil(blocks.div_ceil(CHUNK)).next_multiple_of(2),
-        };
+        let single = self.rows.len() == 1;
+        let each = blocks.div_ceil(blocks.div_ceil(CHUNK)).next_multiple_of(2);
         room.unpacked.reserve(each);
         room.outputs.reserve(self.panels.len() * self.rows.len());
         let (unpacked, outputs) = (room.unpacked.as_mut_ptr(), room.outputs.as_mut_ptr());
@@ -111,7 +109,13 @@ impl Group<'_> {
             for first in (0..blocks).step_by(each) {
                 let chunk = first..(first + each).min(blocks);
                 for (i, panel) in self.panels.clone().enumerate() {
-                    unpack::<S, F>(self.job.panel(panel), chunk.clone(), unpacked);
+                    let weights = self.job.panel(panel);
+                    let bytes = weights.len() / blocks;
+                    unpack::<S, F>(weights, chunk.clone(), unpacked);
+                    let later = match single {
+                        true => chunk.end * bytes,
+                        false => weights.len() + chunk.start * bytes,
+                    };
                     let walk = Walk {
                         tiles: self.tiles,
                         x: self.x.block((self.rows.start * blocks + chunk.start) * ROWS),
@@ -120,6 +124,8 @@ impl Group<'_> {
                         count: self.rows.len(),
                         blocks: chunk.len(),
                         sums: self.sums,
+                        later: weights.as_ptr().wrapping_add(later),
+                        bytes,
                     };
                     walk.run::<S, F>(first == 0, outputs.add(i * self.rows.len()));
                 }
@@ -175,6 +181,9 @@ struct Walk<'a> {
     blocks: usize,
     /// Sums of this block and of the next one.
     sums: *mut [Sums; 2],
+    /// The chunk that is unpacked next, and the bytes of a block.
+    later: *const u8,
+    bytes: usize,
 }
 
 /// The next block to be multiplied.
@@ -205,6 +214,9 @@ impl Walk<'_> {
                     }
                 }
                 for kb in (0..self.blocks).step_by(2) {
+                    if tile == 0 {
+                        ahead(self.later.wrapping_add(kb * self.bytes), 2 * self.bytes);
+                    }
                     self.multiply::<F, 0>(&mut next);
                     self.store::<F, 1>();
                     self.scale::<S, F, 0>(tile, kb, &mut acc);

@@ -223,6 +223,14 @@ pub(crate) fn prefetch(p: *const u8) {
     let _ = p;
 }
 
+/// Asks for the cache lines of `bytes` bytes from `p` on.
+#[inline(always)]
+pub(crate) fn ahead(p: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        prefetch(p.wrapping_add(line));
+    }
+}
+
 /// A computation written over [`Simd`]: the value holds the arguments.
 pub(crate) trait Kernel {
     /// What the computation returns.
