@@ -117,11 +117,15 @@ impl Pool {
         assert!(!s.panicked.swap(false, Ordering::Relaxed), "a task panicked on a pool thread");
     }
 
-    /// Splits `0..len` into pieces of at least `grain` and runs `task(start..end)` on each.
+    /// Cuts `0..len` into pieces as long as one another, of at least `grain`, and runs `task(start..end)` on
+    /// each.
     pub fn split(&self, len: usize, grain: usize, task: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
-        // Four pieces a thread even out what other processes take from a core.
-        let piece = len.div_ceil(self.threads() * 4).max(grain.max(1));
-        self.run(len.div_ceil(piece), &|i| task(i * piece..((i + 1) * piece).min(len)));
+        let threads = self.threads();
+        // Four pieces a thread even out what other processes take from a core; fewer, if they are equal then.
+        let equal = (2..=4).rev().map(|each| each * threads).find(|n| len.is_multiple_of(*n));
+        let most = equal.unwrap_or(4 * threads);
+        let pieces = (len / grain.max(1)).clamp(len.min(1), most);
+        self.run(pieces, &|i| task(i * len / pieces..(i + 1) * len / pieces));
     }
 }
 

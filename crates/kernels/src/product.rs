@@ -90,12 +90,17 @@ pub(crate) fn dequantize_row(isa: Isa, w: &Packed, r: usize, out: &mut [f32]) {
 /// Shares the panels of `w`, and the outputs that they give, out to the threads.
 fn each_panel(pool: &Pool, w: &Packed, out: &mut [f32], task: &(dyn Fn(Job) + Sync)) {
     let (out, ask) = (SharedMut(out.as_mut_ptr()), simd::foresight_is_short());
+    let panels = w.n.div_ceil(PANEL);
     // Less than 32 KiB of weights are not worth a thread.
-    let grain = (32 * 1024 * w.n.div_ceil(PANEL)).div_ceil(w.bytes().max(1));
-    pool.split(w.n.div_ceil(PANEL), grain.next_multiple_of(4), &|panels| {
-        task(Job { w, panels, out, ask });
+    let grain = (32 * 1024 * panels).div_ceil(w.bytes().max(1));
+    pool.split(panels.div_ceil(SIDE_BY_SIDE), grain.div_ceil(SIDE_BY_SIDE), &|range| {
+        let range = range.start * SIDE_BY_SIDE..(range.end * SIDE_BY_SIDE).min(panels);
+        task(Job { w, panels: range, out, ask });
     });
 }
+
+/// Panels that are shared out to the threads together; the most that a product takes side by side.
+const SIDE_BY_SIDE: usize = 4;
 
 /// The panels that one call computes, and where the results go.
 pub(crate) struct Job<'a> {
@@ -212,11 +217,11 @@ impl<F: Format> Kernel for Integers<'_, F> {
                         16 => self.some::<S, 16, 1, false>(&panels, tile),
                         8 if several => self.some::<S, 8, 2, false>(&panels, tile),
                         8 => self.some::<S, 8, 1, false>(&panels, tile),
-                        4 if several => self.some::<S, 4, 4, false>(&panels, tile),
+                        4 if several => self.some::<S, 4, SIDE_BY_SIDE, false>(&panels, tile),
                         4 => self.some::<S, 4, 1, false>(&panels, tile),
-                        2 if several => self.some::<S, 2, 4, false>(&panels, tile),
+                        2 if several => self.some::<S, 2, SIDE_BY_SIDE, false>(&panels, tile),
                         2 => self.some::<S, 2, 1, false>(&panels, tile),
-                        _ if self.job.ask => self.some::<S, 1, 4, true>(&panels, tile),
+                        _ if self.job.ask => self.some::<S, 1, SIDE_BY_SIDE, true>(&panels, tile),
                         _ => self.some::<S, 1, 1, true>(&panels, tile),
                     }
                 }
@@ -447,7 +452,7 @@ trait Tiled {
                 1 if S::LANES == PANEL => self.some::<S, 1, 1, 4>(panels, tile),
                 16 => self.some::<S, 16, 4, 2>(panels, tile),
                 8 => self.some::<S, 8, 4, 2>(panels, tile),
-                4 => self.some::<S, 4, 4, 2>(panels, tile),
+                4 => self.some::<S, 4, SIDE_BY_SIDE, 2>(panels, tile),
                 2 => self.some::<S, 2, 2, 4>(panels, tile),
                 _ => self.some::<S, 1, 1, 8>(panels, tile),
             }
