@@ -10,6 +10,7 @@ pub mod backward;
 pub mod blocks;
 mod buffer;
 mod element;
+mod floats;
 mod integers;
 mod kv;
 mod limits;

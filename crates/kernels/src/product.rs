@@ -7,10 +7,11 @@
 
 use crate::activations::{BLOCK, ByteBlock, ByteRows, FloatRows, PairRows, Tile};
 use crate::buffer::SharedMut;
-use crate::element::{Element, F16, F32};
+use crate::element::{F16, F32};
+use crate::floats::{Floats, Pairs, Unpaired};
 use crate::panel::{Layout, Packed};
 use crate::pool::Pool;
-use crate::simd::{self, Isa, Kernel, PANEL, Simd, prefetch};
+use crate::simd::{self, Isa, Kernel, PANEL, Simd};
 use crate::tiled;
 use crate::unpack::{self, Format};
 use std::ops::Range;
@@ -104,11 +105,11 @@ const SIDE_BY_SIDE: usize = 4;
 
 /// The panels that one call computes, and where the results go.
 pub(crate) struct Job<'a> {
-    w: &'a Packed,
+    pub(crate) w: &'a Packed,
     panels: Range<usize>,
-    out: SharedMut<f32>,
+    pub(crate) out: SharedMut<f32>,
     /// Whether one row too asks for its weights ahead of time.
-    ask: bool,
+    pub(crate) ask: bool,
 }
 
 impl Job<'_> {
@@ -117,22 +118,17 @@ impl Job<'_> {
         self.w.panel(p)
     }
 
-    /// The panels in groups that stay in the second-level cache with a tile of activations, so that
-    /// each of `tiles` tiles is read once for a whole group; a single tile takes all at once.
-    fn groups(&self, tiles: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        self.groups_of(self.most(tiles))
-    }
-
-    /// The most panels in a group of [`Job::groups`].
-    fn most(&self, tiles: usize) -> usize {
+    /// The most panels of which one of `chunks` chunks stays in the second-level cache with a tile of
+    /// activations, so that each of `tiles` tiles is read once for all of them; a single tile takes all at once.
+    pub(crate) fn most(&self, tiles: usize, chunks: usize) -> usize {
         match tiles {
             1 => usize::MAX,
-            _ => ((384 << 10) / self.w.panel(0).len()).clamp(1, 8),
+            _ => ((384 << 10) * chunks / self.w.panel(0).len()).clamp(1, 8),
         }
     }
 
     /// The panels in groups as long as one another, of at most `most`.
-    fn groups_of(&self, most: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    pub(crate) fn groups(&self, most: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let Range { start, end } = self.panels;
         let count = (end - start).div_ceil(most).max(1);
         let each = (end - start).div_ceil(count).max(1);
@@ -186,6 +182,7 @@ macro_rules! by_rows {
         }
     };
 }
+pub(crate) use by_rows;
 
 /// 8-bit activations times quantised weights.
 struct Integers<'a, F: Format> {
@@ -203,8 +200,8 @@ impl<F: Format> Kernel for Integers<'_, F> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let amx = self.amx && S::LANES == PANEL;
-        let most = if amx { tiled::PANELS } else { self.job.most(self.x.tiles.len()) };
-        for panels in self.job.groups_of(most) {
+        let most = if amx { tiled::PANELS } else { self.job.most(self.x.tiles.len(), 1) };
+        for panels in self.job.groups(most) {
             if amx {
                 // SAFETY: an `Isa` comes out of `available` alone, which asked for the tiles.
                 unsafe { tiled::multiply::<S, F>(self.x, &self.job, panels.clone()) };
@@ -394,287 +391,6 @@ unsafe fn half<S: Simd, F: Format>(
             63 => S::dot::<4, 63, false>(offset::<S, F>(minus), &b.w, first, x),
             _ => S::dot_centred::<4, false>(minus, &b.w, first, x),
         })
-    }
-}
-
-/// A product of float weights, by tiles of rows and vectors.
-trait Tiled {
-    /// `V` vectors of output rows, from those of `panel` on, for a tile of `M` rows, `MM` at a time.
-    ///
-    /// # Safety
-    /// The features of `S`; panels and tile are parts of the operands.
-    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const V: usize>(
-        &self,
-        panel: usize,
-        tile: Tile,
-    );
-
-    /// Some panels, `V` vectors at a time as long as there are so many.
-    ///
-    /// # Safety
-    /// As for [`Tiled::tile`].
-    #[inline(always)]
-    unsafe fn some<S: Simd, const M: usize, const MM: usize, const V: usize>(
-        &self,
-        panels: &Range<usize>,
-        tile: Tile,
-    ) {
-        let (mut panel, each) = (panels.start, V * S::LANES / PANEL);
-        // SAFETY: the panels are the operand's.
-        unsafe {
-            while panel + each <= panels.end {
-                self.tile::<S, M, MM, V>(panel, tile);
-                panel += each;
-            }
-            while panel < panels.end {
-                if S::LANES == PANEL {
-                    self.tile::<S, M, MM, 1>(panel, tile);
-                } else {
-                    self.tile::<S, M, MM, 2>(panel, tile);
-                }
-                panel += 1;
-            }
-        }
-    }
-
-    /// A tile of f32 activations: at least eight chains of additions, so that none waits for itself,
-    /// and whole panels, whose other half would be read anew.
-    ///
-    /// # Safety
-    /// As for [`Tiled::tile`].
-    #[inline(always)]
-    unsafe fn floats<S: Simd>(&self, panels: &Range<usize>, tile: Tile) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match tile.rows {
-                16 if S::LANES == PANEL => self.some::<S, 16, 8, 2>(panels, tile),
-                8 if S::LANES == PANEL => self.some::<S, 8, 8, 1>(panels, tile),
-                1 if S::LANES == PANEL => self.some::<S, 1, 1, 4>(panels, tile),
-                16 => self.some::<S, 16, 4, 2>(panels, tile),
-                8 => self.some::<S, 8, 4, 2>(panels, tile),
-                4 => self.some::<S, 4, SIDE_BY_SIDE, 2>(panels, tile),
-                2 => self.some::<S, 2, 2, 4>(panels, tile),
-                _ => self.some::<S, 1, 1, 8>(panels, tile),
-            }
-        }
-    }
-}
-
-/// The panel and the first lane of vector `v` from those of `panel` on.
-#[inline(always)]
-fn place<S: Simd>(panel: usize, v: usize) -> (usize, usize) {
-    let each = PANEL / S::LANES;
-    (panel + v / each, v % each * S::LANES)
-}
-
-impl Job<'_> {
-    /// The weights of `V` vectors, of `bytes` for each lane.
-    #[inline(always)]
-    fn vectors<S: Simd, const V: usize>(&self, panel: usize, bytes: usize) -> [*const u8; V] {
-        std::array::from_fn(|v| {
-            let (panel, lane0) = place::<S>(panel, v);
-            self.w.panel(panel)[lane0 * bytes..].as_ptr()
-        })
-    }
-
-    /// Stores `V` vectors for each of `MM` rows.
-    ///
-    /// # Safety
-    /// As for [`Job::store`].
-    #[inline(always)]
-    unsafe fn store_all<S: Simd, const MM: usize, const V: usize>(
-        &self,
-        row: usize,
-        panel: usize,
-        acc: [[S::F; V]; MM],
-    ) {
-        for (m, acc) in acc.into_iter().enumerate() {
-            for (v, acc) in acc.into_iter().enumerate() {
-                let (panel, lane0) = place::<S>(panel, v);
-                // SAFETY: the caller's promise.
-                unsafe { self.store::<S>(row + m, panel, lane0, acc) };
-            }
-        }
-    }
-}
-
-/// Activations in bfloat16 times weights in bfloat16, with an instruction for that.
-struct Pairs<'a> {
-    x: &'a PairRows,
-    job: Job<'a>,
-}
-
-impl Kernel for Pairs<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        for panels in self.job.groups(self.x.tiles.len()) {
-            for &tile in &self.x.tiles {
-                // SAFETY: tile and panels are parts of the operands.
-                by_rows!(tile, M => unsafe { self.some::<S, M, M, 1>(&panels, tile) });
-            }
-        }
-    }
-}
-
-impl Tiled for Pairs<'_> {
-    #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const V: usize>(
-        &self,
-        panel: usize,
-        tile: Tile,
-    ) {
-        const PAIRS: usize = BLOCK / 2;
-        let pairs = self.x.k.div_ceil(2);
-        let x = self.x.values[tile.row * self.x.k.div_ceil(BLOCK) * PAIRS..].as_ptr();
-        let vectors = self.job.vectors::<S, V>(panel, 4);
-        for m0 in (0..M).step_by(MM) {
-            // SAFETY: pairs run over the panel's; `x` has M rows of k, blocked by 32.
-            unsafe {
-                let mut acc = [[S::splat(0.0); V]; MM];
-                for kb in 0..pairs.div_ceil(PAIRS) {
-                    let x = x.add((kb * M + m0) * PAIRS);
-                    for i in 0..PAIRS.min(pairs - kb * PAIRS) {
-                        let at = (kb * PAIRS + i) * PANEL * 4;
-                        let mut w = [S::splat_w(0); V];
-                        for (w, p) in w.iter_mut().zip(vectors) {
-                            if (M > 1 || self.job.ask) && m0 == 0 {
-                                prefetch(p.wrapping_add(at + if M <= 4 { 4096 } else { 2048 }));
-                            }
-                            *w = S::load_w(p.add(at));
-                        }
-                        for (m, acc) in acc.iter_mut().enumerate() {
-                            for (v, acc) in acc.iter_mut().enumerate() {
-                                *acc = S::dot_bf16(*acc, w[v], x.add(m * PAIRS + i));
-                            }
-                        }
-                    }
-                }
-                self.job.store_all::<S, MM, V>(tile.row + m0, panel, acc);
-            }
-        }
-    }
-}
-
-/// f32 activations times weights in bfloat16. Of each pair of k `FIRST` says which one's product is
-/// added first: 0, or 1 as `vdpbf16ps` does with activations that are rounded to bfloat16.
-struct Unpaired<'a, const FIRST: usize> {
-    x: &'a FloatRows,
-    job: Job<'a>,
-}
-
-impl<const FIRST: usize> Kernel for Unpaired<'_, FIRST> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        for panels in self.job.groups(self.x.tiles.len()) {
-            for &tile in &self.x.tiles {
-                // SAFETY: tile and panels are parts of the operands.
-                unsafe { self.floats::<S>(&panels, tile) };
-            }
-        }
-    }
-}
-
-impl<const FIRST: usize> Tiled for Unpaired<'_, FIRST> {
-    #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const V: usize>(
-        &self,
-        panel: usize,
-        tile: Tile,
-    ) {
-        let k = self.x.k;
-        let x = self.x.values[tile.row * k.next_multiple_of(BLOCK)..].as_ptr();
-        let vectors = self.job.vectors::<S, V>(panel, 4);
-        for m0 in (0..M).step_by(MM) {
-            // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32 and padded.
-            unsafe {
-                let mut acc = [[S::splat(0.0); V]; MM];
-                for kb in 0..k.div_ceil(BLOCK) {
-                    let x = x.add((kb * M + m0) * BLOCK);
-                    for kk in (0..BLOCK.min(k - kb * BLOCK)).step_by(2) {
-                        let at = (kb * BLOCK + kk) / 2 * PANEL * 4;
-                        let mut w = [[S::splat(0.0); 2]; V];
-                        for v in 0..V {
-                            let p = vectors[v].add(at);
-                            if (M > 1 || self.job.ask) && m0 == 0 && v % (PANEL / S::LANES) == 0 {
-                                prefetch(p.wrapping_add(if M <= 4 { 4096 } else { 2048 }));
-                            }
-                            w[v] = S::bf16_pair(S::load_w(p));
-                        }
-                        for (m, acc) in acc.iter_mut().enumerate() {
-                            let x = x.add(m * BLOCK + kk);
-                            let pair = [S::splat(*x), S::splat(*x.add(1))];
-                            for v in 0..V {
-                                let first = S::fma(w[v][FIRST], pair[FIRST], acc[v]);
-                                acc[v] = S::fma(w[v][1 - FIRST], pair[1 - FIRST], first);
-                            }
-                        }
-                    }
-                }
-                self.job.store_all::<S, MM, V>(tile.row + m0, panel, acc);
-            }
-        }
-    }
-}
-
-/// f32 activations times float weights.
-struct Floats<'a, F: Element> {
-    x: &'a FloatRows,
-    job: Job<'a>,
-    #[allow(dead_code)]
-    of: F,
-}
-
-impl<F: Element> Kernel for Floats<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        for panels in self.job.groups(self.x.tiles.len()) {
-            for &tile in &self.x.tiles {
-                // SAFETY: tile and panels are parts of the operands.
-                unsafe { self.floats::<S>(&panels, tile) };
-            }
-        }
-    }
-}
-
-impl<F: Element> Tiled for Floats<'_, F> {
-    #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const V: usize>(
-        &self,
-        panel: usize,
-        tile: Tile,
-    ) {
-        let k = self.x.k;
-        let x = self.x.values[tile.row * k.next_multiple_of(BLOCK)..].as_ptr();
-        let vectors = self.job.vectors::<S, V>(panel, F::BYTES);
-        for m0 in (0..M).step_by(MM) {
-            // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32.
-            unsafe {
-                let mut acc = [[S::splat(0.0); V]; MM];
-                for kb in 0..k.div_ceil(BLOCK) {
-                    let x = x.add((kb * M + m0) * BLOCK);
-                    for kk in 0..BLOCK.min(k - kb * BLOCK) {
-                        let at = (kb * BLOCK + kk) * PANEL * F::BYTES;
-                        let mut w = [S::splat(0.0); V];
-                        for (w, p) in w.iter_mut().zip(vectors) {
-                            *w = F::load::<S>(p.add(at));
-                        }
-                        for (m, acc) in acc.iter_mut().enumerate() {
-                            let x = S::splat(*x.add(m * BLOCK + kk));
-                            for (v, acc) in acc.iter_mut().enumerate() {
-                                *acc = S::fma(w[v], x, *acc);
-                            }
-                        }
-                    }
-                }
-                self.job.store_all::<S, MM, V>(tile.row + m0, panel, acc);
-            }
-        }
     }
 }
 

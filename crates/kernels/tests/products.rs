@@ -190,20 +190,26 @@ fn a_row_does_not_depend_on_its_neighbours() {
 fn a_row_does_not_depend_on_how_the_work_is_cut() {
     let (mut random, pool) = (Random(6), Pool::new(1));
     let shapes = [(530, 40, 35 * 32), (33, 2200, 3 * 32), (17, 2200, 2 * 32), (530, 40, 5 * 256)];
-    for ty in [BlockType::Q8_0, BlockType::Q4_0, BlockType::Q4_1, BlockType::Q4_K, BlockType::Q6_K]
-    {
+    let multiply = |ty, isa, x: &[f32], k, w: &Packed, out: &mut [f32]| match ty {
+        BlockType::F32 | BlockType::F16 => {
+            product_f32(isa, &pool, &FloatRows::new(x, k), w, out);
+        }
+        BlockType::BF16 => product_bf16(isa, &pool, &PairRows::new(isa, &pool, x, k), w, out),
+        _ => product_i8(isa, &pool, &ByteRows::new(isa, &pool, x, k), w, out),
+    };
+    use BlockType::{BF16, F16, F32, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0};
+    for ty in [Q8_0, Q4_0, Q4_1, Q4_K, Q6_K, BF16, F16, F32] {
         for &(m, n, k) in shapes.iter().filter(|(_, _, k)| k % ty.block_len() == 0) {
             let w = packed(ty, n, k, &weights(ty, n, k, &mut random));
             let x: Vec<f32> = (0..m * k).map(|_| random.float()).collect();
             for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::Scalar) {
                 let mut all = vec![f32::NAN; m * n];
-                product_i8(isa, &pool, &ByteRows::new(isa, &pool, &x, k), &w, &mut all);
+                multiply(ty, isa, &x, k, &w, &mut all);
                 for row in
                     [0, 1, 15, 16, 32, 511, 512, 527, 528, 529].into_iter().filter(|r| *r < m)
                 {
-                    let x = ByteRows::new(isa, &pool, &x[row * k..(row + 1) * k], k);
                     let mut alone = vec![0.0; n];
-                    product_i8(isa, &pool, &x, &w, &mut alone);
+                    multiply(ty, isa, &x[row * k..(row + 1) * k], k, &w, &mut alone);
                     let what = format!("{} {isa:?} {m} x {n} x {k}, row {row}", ty.name());
                     assert_eq!(bits(&all[row * n..(row + 1) * n]), bits(&alone), "{what}");
                 }
