@@ -7,7 +7,7 @@
 
 use crate::buffer::{Buffer, SharedMut};
 use crate::pool::Pool;
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Isa, Kernel, PANEL, Simd};
 
 /// Inputs that share one scale.
 pub const BLOCK: usize = 32;
@@ -186,20 +186,24 @@ impl Kernel for Quantise<'_> {
     unsafe fn run<S: Simd>(self) {
         let blocks = self.k / BLOCK;
         for t in self.tiles {
-            for m in 0..t.rows {
-                for kb in 0..blocks {
-                    let at = t.row * blocks + kb * t.rows + m;
+            for kb in (0..blocks).step_by(S::LANES) {
+                for m in 0..t.rows {
+                    let at = |b: usize| t.row * blocks + (kb + b) * t.rows + m;
                     let from = (t.row + m) * self.k + kb * BLOCK;
-                    debug_assert!(from + BLOCK <= self.x.len());
-                    // SAFETY: the source block lies in `x`, the target in the vectors, whose
+                    let count = S::LANES.min(blocks - kb);
+                    debug_assert!(from + count * BLOCK <= self.x.len());
+                    // SAFETY: the source blocks lie in `x`, the targets in the vectors, whose
                     // lengths follow from the same shape; tiles are disjoint.
                     unsafe {
-                        let (scale, sums) =
-                            block::<S>(self.x.as_ptr().add(from), self.values.at(at * BLOCK));
-                        *self.scales.at(at) = scale;
-                        *self.halves.at(at) = [-sums[0], -sums[1]];
-                        *self.minus.at(at) = -(sums[0] + sums[1]);
-                        *self.sums.at(at) = scale * (sums[0] + sums[1]) as f32;
+                        let (x, to) = (self.x.as_ptr().add(from), self.values.at(at(0) * BLOCK));
+                        let done = quantise::<S>(x, count, to, t.rows * BLOCK);
+                        for b in 0..count {
+                            let [lo, hi] = [done.halves[0][b] as i32, done.halves[1][b] as i32];
+                            *self.scales.at(at(b)) = done.scale[b];
+                            *self.halves.at(at(b)) = [-lo, -hi];
+                            *self.minus.at(at(b)) = -(lo + hi);
+                            *self.sums.at(at(b)) = done.scale[b] * (lo + hi) as f32;
+                        }
                     }
                 }
             }
@@ -207,31 +211,75 @@ impl Kernel for Quantise<'_> {
     }
 }
 
-/// Quantises 32 values; returns their scale and the sums of both halves.
+/// What belongs to the values of some blocks, a lane for each block.
+#[derive(Default)]
+struct Quantised {
+    scale: [f32; PANEL],
+    /// Sums of the values of both halves: integers.
+    halves: [[f32; PANEL]; 2],
+}
+
+/// Quantises `count` blocks, at most a vector of them, to places `apart` bytes apart. What is looked for across a
+/// block, the largest magnitude and the sums, is turned, so that a vector has it for all blocks.
 #[inline(always)]
-unsafe fn block<S: Simd>(x: *const f32, out: *mut i8) -> (f32, [i32; 2]) {
-    // SAFETY: 32 values at both addresses.
+unsafe fn quantise<S: Simd>(x: *const f32, count: usize, out: *mut i8, apart: usize) -> Quantised {
+    // SAFETY: the caller's promise; every square has a row for each lane.
     unsafe {
-        let mut top = S::splat(0.0);
-        for i in (0..BLOCK).step_by(S::LANES) {
-            top = S::max(S::abs(S::load(x.add(i))), top);
-        }
-        let top = S::max_all(top);
-        let inverse = if top > 0.0 { 127.0 / top } else { 0.0 };
-        // 127 / top overflows for the smallest subnormals: such a block counts as zeros.
-        let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-        let mut sums = [0i32; 2];
-        for (half, sum) in sums.iter_mut().enumerate() {
-            let mut total = S::splat(0.0);
-            for i in (16 * half..16 * half + 16).step_by(S::LANES) {
-                let v = S::round(S::mul(S::load(x.add(i)), S::splat(inverse)));
-                S::store_i8(out.add(i), v);
-                total = S::add(total, v);
+        let mut square = [[0.0f32; PANEL]; PANEL];
+        for (b, row) in square.iter_mut().enumerate().take(count) {
+            let mut top = S::splat(0.0);
+            for i in (0..BLOCK).step_by(S::LANES) {
+                top = S::max(S::abs(S::load(x.add(b * BLOCK + i))), top);
             }
-            *sum = S::sum_all(total) as i32;
+            S::store(row.as_mut_ptr(), top);
         }
-        (if inverse == 0.0 { 0.0 } else { top / 127.0 }, sums)
+        let turned = turn::<S>(&square);
+        let mut top = S::load(turned[0].as_ptr());
+        for row in &turned[1..S::LANES] {
+            top = S::max(S::load(row.as_ptr()), top);
+        }
+        let zero = S::splat(0.0);
+        let inverse = S::select_lt(zero, top, S::div(S::splat(127.0), top), zero);
+        // 127 / top overflows for the smallest subnormals: such a block counts as zeros.
+        let inverse = S::select_lt(inverse, S::splat(f32::INFINITY), inverse, zero);
+        let scale = S::select_lt(zero, inverse, S::div(top, S::splat(127.0)), zero);
+        let (mut inverses, mut done) = ([0.0f32; PANEL], Quantised::default());
+        S::store(inverses.as_mut_ptr(), inverse);
+        S::store(done.scale.as_mut_ptr(), scale);
+        let mut squares = [[[0.0f32; PANEL]; PANEL]; 2];
+        for (half, square) in squares.iter_mut().enumerate() {
+            for (b, row) in square.iter_mut().enumerate().take(count) {
+                let mut total = S::splat(0.0);
+                for i in (16 * half..16 * half + 16).step_by(S::LANES) {
+                    let v = S::load(x.add(b * BLOCK + i));
+                    let v = S::round(S::mul(v, S::splat(inverses[b])));
+                    S::store_i8(out.add(b * apart + i), v);
+                    total = S::add(total, v);
+                }
+                S::store(row.as_mut_ptr(), total);
+            }
+            let turned = turn::<S>(square);
+            let mut sum = S::load(turned[0].as_ptr());
+            for row in &turned[1..S::LANES] {
+                sum = S::add(sum, S::load(row.as_ptr()));
+            }
+            S::store(done.halves[half].as_mut_ptr(), sum);
+        }
+        done
     }
+}
+
+/// A square of as many rows and columns as a vector has lanes, turned.
+#[inline(always)]
+unsafe fn turn<S: Simd>(square: &[[f32; PANEL]; PANEL]) -> [[f32; PANEL]; PANEL] {
+    let mut rows = [square[0].as_ptr(); PANEL];
+    for (to, row) in rows.iter_mut().zip(square) {
+        *to = row.as_ptr();
+    }
+    let mut turned = [[0.0f32; PANEL]; PANEL];
+    // SAFETY: the rows and the places are there.
+    unsafe { S::transpose(&rows, 0, turned.as_mut_ptr().cast(), PANEL) };
+    turned
 }
 
 impl PairRows {
@@ -320,3 +368,49 @@ pub(crate) fn to_bf16(x: f32, smallest: u32) -> u32 {
 
 /// 2^-56 as a bfloat16: smaller weights and activations of bfloat16 products count as zero.
 pub(crate) const SMALLEST: u32 = 0x2380;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks in number no multiple of any vector's lanes, and those whose magnitudes are at the ends of f32.
+    #[test]
+    fn a_block_is_rounded_to_its_largest_magnitude() {
+        let (rows, blocks) = (3, 37);
+        let k = blocks * BLOCK;
+        let mut x: Vec<f32> =
+            (0..rows * k).map(|i| ((i * 7919 + i / 977) % 2003) as f32 / 700.0 - 1.4).collect();
+        x[..BLOCK].fill(0.0);
+        x[BLOCK..2 * BLOCK].fill(f32::from_bits(1));
+        x[2 * BLOCK] = f32::INFINITY;
+        x[3 * BLOCK..4 * BLOCK].iter_mut().for_each(|x| *x *= 1e38);
+        for isa in Isa::available() {
+            let y = ByteRows::new(isa, &Pool::new(1), &x, k);
+            for t in &y.tiles {
+                for (m, kb) in (0..t.rows).flat_map(|m| (0..blocks).map(move |kb| (m, kb))) {
+                    let block = &x[(t.row + m) * k + kb * BLOCK..][..BLOCK];
+                    let top = block.iter().fold(0.0f32, |top, x| top.max(x.abs()));
+                    let zero = top < 1e-36 || top == f32::INFINITY;
+                    let inverse = if zero { 0.0 } else { 127.0 / top };
+                    let at = t.row * blocks + kb * t.rows + m;
+                    let got: Vec<i32> = y.values.bytes()[at * BLOCK..][..BLOCK]
+                        .iter()
+                        .map(|b| *b as i8 as i32)
+                        .collect();
+                    let what = format!("{isa:?}, row {}, block {kb}", t.row + m);
+                    if top < f32::INFINITY {
+                        let want: Vec<i32> =
+                            block.iter().map(|x| (x * inverse).round_ties_even() as i32).collect();
+                        assert_eq!(got, want, "{what}");
+                        let halves = [got[..16].iter().sum::<i32>(), got[16..].iter().sum()];
+                        let sum = halves[0] + halves[1];
+                        assert_eq!(y.halves[at], halves.map(|s: i32| -s), "{what}");
+                        assert_eq!(y.minus[at], -sum, "{what}");
+                        assert_eq!(y.sums[at], y.scales[at] * sum as f32, "{what}");
+                    }
+                    assert_eq!(y.scales[at], if zero { 0.0 } else { top / 127.0 }, "{what}");
+                }
+            }
+        }
+    }
+}

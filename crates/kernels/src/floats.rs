@@ -201,6 +201,9 @@ impl Tiled for Pairs<'_> {
             // SAFETY: pairs run over the panel's; `x` has M rows of k, blocked by 32.
             unsafe {
                 let mut acc = [[S::splat(0.0); V]; MM];
+                if blocks.start > 0 {
+                    self.job.load_all::<S, MM, V>(tile.row + m0, panel, &mut acc);
+                }
                 for kb in blocks.clone() {
                     let x = x.add((kb * M + m0) * PAIRS);
                     for i in 0..PAIRS.min(pairs - kb * PAIRS) {

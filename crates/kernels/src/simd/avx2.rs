@@ -141,22 +141,6 @@ impl<D: Dot> Simd for Avx2<D> {
         unsafe { _mm256_round_ps::<NEAREST>(a) }
     }
     #[inline(always)]
-    unsafe fn max_all(a: Self::F) -> f32 {
-        unsafe {
-            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
-            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
-            _mm_cvtss_f32(_mm_max_ss(a, _mm_shuffle_ps::<1>(a, a)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn sum_all(a: Self::F) -> f32 {
-        unsafe {
-            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
-            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
-            _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps::<1>(a, a)))
-        }
-    }
-    #[inline(always)]
     unsafe fn select_lt(a: Self::F, b: Self::F, t: Self::F, f: Self::F) -> Self::F {
         unsafe { _mm256_blendv_ps(f, t, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) }
     }

@@ -142,14 +142,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_roundscale_ps::<NEAREST>(a) }
     }
     #[inline(always)]
-    unsafe fn max_all(a: Self::F) -> f32 {
-        unsafe { _mm512_reduce_max_ps(a) }
-    }
-    #[inline(always)]
-    unsafe fn sum_all(a: Self::F) -> f32 {
-        unsafe { _mm512_reduce_add_ps(a) }
-    }
-    #[inline(always)]
     unsafe fn select_lt(a: Self::F, b: Self::F, t: Self::F, f: Self::F) -> Self::F {
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), f, t) }
     }

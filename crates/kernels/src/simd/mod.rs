@@ -279,10 +279,6 @@ pub trait Simd: Copy + 'static {
     unsafe fn abs(a: Self::F) -> Self::F;
     /// To the nearest integer, ties to even.
     unsafe fn round(a: Self::F) -> Self::F;
-    /// The largest lane; no lane may be NaN.
-    unsafe fn max_all(a: Self::F) -> f32;
-    /// The sum of integral lanes, so small that it is exact in any order.
-    unsafe fn sum_all(a: Self::F) -> f32;
     /// Per lane: `t` where `a < b`, else `f`.
     unsafe fn select_lt(a: Self::F, b: Self::F, t: Self::F, f: Self::F) -> Self::F;
     /// 2^n for integral n in -126..=127.

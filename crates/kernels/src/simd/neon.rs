@@ -208,14 +208,6 @@ impl<D: Dot> Simd for Neon<D> {
         unsafe { each(a, |a| vrndnq_f32(a)) }
     }
     #[inline(always)]
-    unsafe fn max_all(a: Self::F) -> f32 {
-        unsafe { vmaxvq_f32(vmaxq_f32(a[0], a[1])) }
-    }
-    #[inline(always)]
-    unsafe fn sum_all(a: Self::F) -> f32 {
-        unsafe { vaddvq_f32(vaddq_f32(a[0], a[1])) }
-    }
-    #[inline(always)]
     unsafe fn select_lt(a: Self::F, b: Self::F, t: Self::F, f: Self::F) -> Self::F {
         unsafe {
             let less = zip(a, b, |a, b| vcltq_f32(a, b));

@@ -97,14 +97,6 @@ impl Simd for Scalar {
         a.map(f32::round_ties_even)
     }
     #[inline(always)]
-    unsafe fn max_all(a: Self::F) -> f32 {
-        a.into_iter().fold(f32::NEG_INFINITY, f32::max)
-    }
-    #[inline(always)]
-    unsafe fn sum_all(a: Self::F) -> f32 {
-        a.into_iter().sum()
-    }
-    #[inline(always)]
     unsafe fn select_lt(a: Self::F, b: Self::F, t: Self::F, f: Self::F) -> Self::F {
         map(|i| if a[i] < b[i] { t[i] } else { f[i] })
     }
