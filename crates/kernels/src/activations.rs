@@ -246,8 +246,7 @@ unsafe fn quantise<S: Simd>(x: *const f32, count: usize, out: *mut i8, apart: us
         let (mut inverses, mut done) = ([0.0f32; PANEL], Quantised::default());
         S::store(inverses.as_mut_ptr(), inverse);
         S::store(done.scale.as_mut_ptr(), scale);
-        let mut squares = [[[0.0f32; PANEL]; PANEL]; 2];
-        for (half, square) in squares.iter_mut().enumerate() {
+        for (half, sums) in done.halves.iter_mut().enumerate() {
             for (b, row) in square.iter_mut().enumerate().take(count) {
                 let mut total = S::splat(0.0);
                 for i in (16 * half..16 * half + 16).step_by(S::LANES) {
@@ -258,12 +257,12 @@ unsafe fn quantise<S: Simd>(x: *const f32, count: usize, out: *mut i8, apart: us
                 }
                 S::store(row.as_mut_ptr(), total);
             }
-            let turned = turn::<S>(square);
+            let turned = turn::<S>(&square);
             let mut sum = S::load(turned[0].as_ptr());
             for row in &turned[1..S::LANES] {
                 sum = S::add(sum, S::load(row.as_ptr()));
             }
-            S::store(done.halves[half].as_mut_ptr(), sum);
+            S::store(sums.as_mut_ptr(), sum);
         }
         done
     }

@@ -11,17 +11,47 @@ const CHUNK: usize = 16;
 
 /// A product of float weights, by tiles of rows and vectors.
 trait Tiled {
+    /// What is computed, and where it goes.
+    fn job(&self) -> &Job<'_>;
+
+    /// Adds what some blocks of k give to the sums of rows `m0 ..` of a tile of `M` rows and of `V` vectors of
+    /// outputs, from those of `panel` on.
+    ///
+    /// # Safety
+    /// As for [`Tiled::tile`].
+    unsafe fn sum<S: Simd, const M: usize, const MM: usize, const V: usize>(
+        &self,
+        panel: usize,
+        tile: Tile,
+        m0: usize,
+        blocks: &Range<usize>,
+        acc: &mut [[S::F; V]; MM],
+    );
+
     /// `V` vectors of output rows, from those of `panel` on, for a tile of `M` rows, `MM` at a time, over some
     /// blocks of k; sums go on from the outputs if there were earlier blocks.
     ///
     /// # Safety
     /// The features of `S`; panels, tile and blocks are parts of the operands.
+    #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize, const MM: usize, const V: usize>(
         &self,
         panel: usize,
         tile: Tile,
         blocks: &Range<usize>,
-    );
+    ) {
+        for m0 in (0..M).step_by(MM) {
+            // SAFETY: the caller's promise; the rows are the tile's.
+            unsafe {
+                let mut acc = [[S::splat(0.0); V]; MM];
+                if blocks.start > 0 {
+                    self.job().load_all::<S, MM, V>(tile.row + m0, panel, &mut acc);
+                }
+                self.sum::<S, M, MM, V>(panel, tile, m0, blocks, &mut acc);
+                self.job().store_all::<S, MM, V>(tile.row + m0, panel, acc);
+            }
+        }
+    }
 
     /// Some panels, `V` vectors at a time as long as there are so many.
     ///
@@ -186,43 +216,42 @@ impl Kernel for Pairs<'_> {
 }
 
 impl Tiled for Pairs<'_> {
+    fn job(&self) -> &Job<'_> {
+        &self.job
+    }
+
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const V: usize>(
+    unsafe fn sum<S: Simd, const M: usize, const MM: usize, const V: usize>(
         &self,
         panel: usize,
         tile: Tile,
+        m0: usize,
         blocks: &Range<usize>,
+        acc: &mut [[S::F; V]; MM],
     ) {
         const PAIRS: usize = BLOCK / 2;
         let pairs = self.x.k.div_ceil(2);
         let x = self.x.values[tile.row * self.x.k.div_ceil(BLOCK) * PAIRS..].as_ptr();
         let vectors = self.job.vectors::<S, V>(panel, 4);
-        for m0 in (0..M).step_by(MM) {
-            // SAFETY: pairs run over the panel's; `x` has M rows of k, blocked by 32.
-            unsafe {
-                let mut acc = [[S::splat(0.0); V]; MM];
-                if blocks.start > 0 {
-                    self.job.load_all::<S, MM, V>(tile.row + m0, panel, &mut acc);
-                }
-                for kb in blocks.clone() {
-                    let x = x.add((kb * M + m0) * PAIRS);
-                    for i in 0..PAIRS.min(pairs - kb * PAIRS) {
-                        let at = (kb * PAIRS + i) * PANEL * 4;
-                        let mut w = [S::splat_w(0); V];
-                        for (w, p) in w.iter_mut().zip(vectors) {
-                            if (M > 1 || self.job.ask) && m0 == 0 {
-                                prefetch(p.wrapping_add(at + if M <= 4 { 4096 } else { 2048 }));
-                            }
-                            *w = S::load_w(p.add(at));
+        // SAFETY: pairs run over the panel's; `x` has M rows of k, blocked by 32.
+        unsafe {
+            for kb in blocks.clone() {
+                let x = x.add((kb * M + m0) * PAIRS);
+                for i in 0..PAIRS.min(pairs - kb * PAIRS) {
+                    let at = (kb * PAIRS + i) * PANEL * 4;
+                    let mut w = [S::splat_w(0); V];
+                    for (w, p) in w.iter_mut().zip(vectors) {
+                        if (M > 1 || self.job.ask) && m0 == 0 {
+                            prefetch(p.wrapping_add(at + if M <= 4 { 4096 } else { 2048 }));
                         }
-                        for (m, acc) in acc.iter_mut().enumerate() {
-                            for (v, acc) in acc.iter_mut().enumerate() {
-                                *acc = S::dot_bf16(*acc, w[v], x.add(m * PAIRS + i));
-                            }
+                        *w = S::load_w(p.add(at));
+                    }
+                    for (m, acc) in acc.iter_mut().enumerate() {
+                        for (v, acc) in acc.iter_mut().enumerate() {
+                            *acc = S::dot_bf16(*acc, w[v], x.add(m * PAIRS + i));
                         }
                     }
                 }
-                self.job.store_all::<S, MM, V>(tile.row + m0, panel, acc);
             }
         }
     }
@@ -246,46 +275,45 @@ impl<const FIRST: usize> Kernel for Unpaired<'_, FIRST> {
 }
 
 impl<const FIRST: usize> Tiled for Unpaired<'_, FIRST> {
+    fn job(&self) -> &Job<'_> {
+        &self.job
+    }
+
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const V: usize>(
+    unsafe fn sum<S: Simd, const M: usize, const MM: usize, const V: usize>(
         &self,
         panel: usize,
         tile: Tile,
+        m0: usize,
         blocks: &Range<usize>,
+        acc: &mut [[S::F; V]; MM],
     ) {
         let k = self.x.k;
         let x = self.x.values[tile.row * k.next_multiple_of(BLOCK)..].as_ptr();
         let vectors = self.job.vectors::<S, V>(panel, 4);
-        for m0 in (0..M).step_by(MM) {
-            // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32 and padded.
-            unsafe {
-                let mut acc = [[S::splat(0.0); V]; MM];
-                if blocks.start > 0 {
-                    self.job.load_all::<S, MM, V>(tile.row + m0, panel, &mut acc);
-                }
-                for kb in blocks.clone() {
-                    let x = x.add((kb * M + m0) * BLOCK);
-                    for kk in (0..BLOCK.min(k - kb * BLOCK)).step_by(2) {
-                        let at = (kb * BLOCK + kk) / 2 * PANEL * 4;
-                        let mut w = [[S::splat(0.0); 2]; V];
-                        for v in 0..V {
-                            let p = vectors[v].add(at);
-                            if (M > 1 || self.job.ask) && m0 == 0 && v % (PANEL / S::LANES) == 0 {
-                                prefetch(p.wrapping_add(if M <= 4 { 4096 } else { 2048 }));
-                            }
-                            w[v] = S::bf16_pair(S::load_w(p));
+        // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32 and padded.
+        unsafe {
+            for kb in blocks.clone() {
+                let x = x.add((kb * M + m0) * BLOCK);
+                for kk in (0..BLOCK.min(k - kb * BLOCK)).step_by(2) {
+                    let at = (kb * BLOCK + kk) / 2 * PANEL * 4;
+                    let mut w = [[S::splat(0.0); 2]; V];
+                    for v in 0..V {
+                        let p = vectors[v].add(at);
+                        if (M > 1 || self.job.ask) && m0 == 0 && v % (PANEL / S::LANES) == 0 {
+                            prefetch(p.wrapping_add(if M <= 4 { 4096 } else { 2048 }));
                         }
-                        for (m, acc) in acc.iter_mut().enumerate() {
-                            let x = x.add(m * BLOCK + kk);
-                            let pair = [S::splat(*x), S::splat(*x.add(1))];
-                            for v in 0..V {
-                                let first = S::fma(w[v][FIRST], pair[FIRST], acc[v]);
-                                acc[v] = S::fma(w[v][1 - FIRST], pair[1 - FIRST], first);
-                            }
+                        w[v] = S::bf16_pair(S::load_w(p));
+                    }
+                    for (m, acc) in acc.iter_mut().enumerate() {
+                        let x = x.add(m * BLOCK + kk);
+                        let pair = [S::splat(*x), S::splat(*x.add(1))];
+                        for v in 0..V {
+                            let first = S::fma(w[v][FIRST], pair[FIRST], acc[v]);
+                            acc[v] = S::fma(w[v][1 - FIRST], pair[1 - FIRST], first);
                         }
                     }
                 }
-                self.job.store_all::<S, MM, V>(tile.row + m0, panel, acc);
             }
         }
     }
@@ -310,40 +338,39 @@ impl<F: Element> Kernel for Floats<'_, F> {
 }
 
 impl<F: Element> Tiled for Floats<'_, F> {
+    fn job(&self) -> &Job<'_> {
+        &self.job
+    }
+
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const MM: usize, const V: usize>(
+    unsafe fn sum<S: Simd, const M: usize, const MM: usize, const V: usize>(
         &self,
         panel: usize,
         tile: Tile,
+        m0: usize,
         blocks: &Range<usize>,
+        acc: &mut [[S::F; V]; MM],
     ) {
         let k = self.x.k;
         let x = self.x.values[tile.row * k.next_multiple_of(BLOCK)..].as_ptr();
         let vectors = self.job.vectors::<S, V>(panel, F::BYTES);
-        for m0 in (0..M).step_by(MM) {
-            // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32.
-            unsafe {
-                let mut acc = [[S::splat(0.0); V]; MM];
-                if blocks.start > 0 {
-                    self.job.load_all::<S, MM, V>(tile.row + m0, panel, &mut acc);
-                }
-                for kb in blocks.clone() {
-                    let x = x.add((kb * M + m0) * BLOCK);
-                    for kk in 0..BLOCK.min(k - kb * BLOCK) {
-                        let at = (kb * BLOCK + kk) * PANEL * F::BYTES;
-                        let mut w = [S::splat(0.0); V];
-                        for (w, p) in w.iter_mut().zip(vectors) {
-                            *w = F::load::<S>(p.add(at));
-                        }
-                        for (m, acc) in acc.iter_mut().enumerate() {
-                            let x = S::splat(*x.add(m * BLOCK + kk));
-                            for (v, acc) in acc.iter_mut().enumerate() {
-                                *acc = S::fma(w[v], x, *acc);
-                            }
+        // SAFETY: k runs over the panel's k; `x` has M rows of k, blocked by 32.
+        unsafe {
+            for kb in blocks.clone() {
+                let x = x.add((kb * M + m0) * BLOCK);
+                for kk in 0..BLOCK.min(k - kb * BLOCK) {
+                    let at = (kb * BLOCK + kk) * PANEL * F::BYTES;
+                    let mut w = [S::splat(0.0); V];
+                    for (w, p) in w.iter_mut().zip(vectors) {
+                        *w = F::load::<S>(p.add(at));
+                    }
+                    for (m, acc) in acc.iter_mut().enumerate() {
+                        let x = S::splat(*x.add(m * BLOCK + kk));
+                        for (v, acc) in acc.iter_mut().enumerate() {
+                            *acc = S::fma(w[v], x, *acc);
                         }
                     }
                 }
-                self.job.store_all::<S, MM, V>(tile.row + m0, panel, acc);
             }
         }
     }
