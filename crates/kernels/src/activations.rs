@@ -63,6 +63,21 @@ pub struct ByteRows {
     pub(crate) sums: Vec<f32>,
 }
 
+/// 32 activations in 8 bits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QuantisedBlock {
+    /// From -127 to 127; times the scale they are the activations.
+    pub values: [i8; BLOCK],
+    /// A 127th of the largest magnitude.
+    pub scale: f32,
+    /// Sums of the values of each half.
+    pub halves: [i32; 2],
+    /// The sum of all values.
+    pub whole: i32,
+    /// That sum times the scale.
+    pub sum: f32,
+}
+
 /// Activations in bfloat16, for products with weights of that type.
 #[derive(Default)]
 pub struct PairRows {
@@ -126,6 +141,27 @@ impl ByteRows {
         pool.split(tiles.len(), (16384 / k / 16).max(1), &|range| {
             isa.run(Quantise { x, k, tiles: &tiles[range], values, scales, halves, minus, sums });
         });
+    }
+
+    /// A block of 32 inputs of a row, as products take it.
+    ///
+    /// # Panics
+    /// If there is no such row or block.
+    pub fn quantised(&self, row: usize, block: usize) -> QuantisedBlock {
+        let blocks = self.k / BLOCK;
+        assert!(row < self.rows && block < blocks, "block {block} of row {row}");
+        let Some(t) = self.tiles.iter().rfind(|t| t.row <= row) else {
+            unreachable!("tiles begin with row 0")
+        };
+        let at = t.row * blocks + block * t.rows + row - t.row;
+        let values = &self.values.bytes()[at * BLOCK..(at + 1) * BLOCK];
+        QuantisedBlock {
+            values: std::array::from_fn(|i| values[i] as i8),
+            scale: self.scales[at],
+            halves: self.halves[at].map(|sum| -sum),
+            whole: -self.minus[at],
+            sum: self.sums[at],
+        }
     }
 
     /// Where block `i` has its parts, counted as in `scales`.
@@ -367,49 +403,3 @@ pub(crate) fn to_bf16(x: f32, smallest: u32) -> u32 {
 
 /// 2^-56 as a bfloat16: smaller weights and activations of bfloat16 products count as zero.
 pub(crate) const SMALLEST: u32 = 0x2380;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Blocks in number no multiple of any vector's lanes, and those whose magnitudes are at the ends of f32.
-    #[test]
-    fn a_block_is_rounded_to_its_largest_magnitude() {
-        let (rows, blocks) = (3, 37);
-        let k = blocks * BLOCK;
-        let mut x: Vec<f32> =
-            (0..rows * k).map(|i| ((i * 7919 + i / 977) % 2003) as f32 / 700.0 - 1.4).collect();
-        x[..BLOCK].fill(0.0);
-        x[BLOCK..2 * BLOCK].fill(f32::from_bits(1));
-        x[2 * BLOCK] = f32::INFINITY;
-        x[3 * BLOCK..4 * BLOCK].iter_mut().for_each(|x| *x *= 1e38);
-        for isa in Isa::available() {
-            let y = ByteRows::new(isa, &Pool::new(1), &x, k);
-            for t in &y.tiles {
-                for (m, kb) in (0..t.rows).flat_map(|m| (0..blocks).map(move |kb| (m, kb))) {
-                    let block = &x[(t.row + m) * k + kb * BLOCK..][..BLOCK];
-                    let top = block.iter().fold(0.0f32, |top, x| top.max(x.abs()));
-                    let zero = top < 1e-36 || top == f32::INFINITY;
-                    let inverse = if zero { 0.0 } else { 127.0 / top };
-                    let at = t.row * blocks + kb * t.rows + m;
-                    let got: Vec<i32> = y.values.bytes()[at * BLOCK..][..BLOCK]
-                        .iter()
-                        .map(|b| *b as i8 as i32)
-                        .collect();
-                    let what = format!("{isa:?}, row {}, block {kb}", t.row + m);
-                    if top < f32::INFINITY {
-                        let want: Vec<i32> =
-                            block.iter().map(|x| (x * inverse).round_ties_even() as i32).collect();
-                        assert_eq!(got, want, "{what}");
-                        let halves = [got[..16].iter().sum::<i32>(), got[16..].iter().sum()];
-                        let sum = halves[0] + halves[1];
-                        assert_eq!(y.halves[at], halves.map(|s: i32| -s), "{what}");
-                        assert_eq!(y.minus[at], -sum, "{what}");
-                        assert_eq!(y.sums[at], y.scales[at] * sum as f32, "{what}");
-                    }
-                    assert_eq!(y.scales[at], if zero { 0.0 } else { top / 127.0 }, "{what}");
-                }
-            }
-        }
-    }
-}

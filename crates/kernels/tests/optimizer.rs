@@ -2,6 +2,7 @@
 
 use lapidary_kernels::Isa;
 use lapidary_kernels::backward::{Adam, Moments, adamw};
+use std::sync::Arc;
 
 /// What an 8-bit code stands for, in f64: three bits of fraction, exponents from -15 (first moments)
 /// or -31 (second) on.
@@ -22,7 +23,7 @@ fn codes(x: &[f32]) -> (Vec<u8>, Vec<u8>) {
         correction1: 1.0,
         correction2: 1.0,
     };
-    let mut moments = Moments::new(x.len(), true);
+    let mut moments = Moments::new(&Arc::default(), x.len(), true);
     let part = moments.parts(256).remove(0);
     adamw(Isa::detect(), &adam, &mut vec![0.0; x.len()], x, part);
     match moments {
@@ -62,7 +63,7 @@ fn steps_follow_the_definition() {
             let mut w: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin()).collect();
             let mut want: Vec<f64> = w.iter().map(|w| f64::from(*w)).collect();
             let (mut m, mut v) = (vec![0.0f64; n], vec![0.0f64; n]);
-            let mut moments = Moments::new(n, bits8);
+            let mut moments = Moments::new(&Arc::default(), n, bits8);
             for t in 1..=50 {
                 let g: Vec<f32> = (0..n).map(|i| gradient(t, i) as f32).collect();
                 let (b1, b2) = (0.9f64, 0.95f64);

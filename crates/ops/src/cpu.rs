@@ -1,12 +1,11 @@
 //! The operations on processors.
 
-use crate::tensor::FreeList;
 use crate::weight::WeightData;
 use crate::{
     Activation, AttentionSpec, Coefs, Isa, KvCache, Linear, LowRank, Ops, PackError, Pool,
     RawMatrix, Rope, Routes, Rows, Tensor, Vector, Weight, blocks,
 };
-use lapidary_kernels::{self as kernels, ByteRows, FloatRows, Layout, Packed, PairRows};
+use lapidary_kernels::{self as kernels, ByteRows, FloatRows, Heap, Layout, Packed, PairRows};
 use std::sync::Arc;
 
 /// How products treat the activations.
@@ -52,7 +51,7 @@ pub struct Cpu {
     isa: Isa,
     pool: Arc<Pool>,
     precision: Precision,
-    free: Arc<FreeList>,
+    heap: Arc<Heap>,
     next_id: u64,
     arranged: Arranged,
     /// The adapter of each row of a projection's input; without it adapter 0 is everybody's.
@@ -74,7 +73,7 @@ impl Cpu {
             isa,
             pool,
             precision,
-            free: Arc::default(),
+            heap: Arc::default(),
             next_id: 1,
             arranged,
             adapted: None,
@@ -83,14 +82,8 @@ impl Cpu {
         }
     }
 
-    /// One that keeps more buffers of dropped tensors: training frees a block's at once.
-    pub(crate) fn for_training(isa: Isa, pool: Arc<Pool>) -> Self {
-        let free = Arc::new(FreeList::new(64));
-        Self { free, ..Self::new(isa, pool, Precision::Exact) }
-    }
-
-    pub(crate) fn free_list(&self) -> &FreeList {
-        &self.free
+    pub(crate) fn heap(&self) -> &Arc<Heap> {
+        &self.heap
     }
 
     /// The instruction set in use.
@@ -120,7 +113,7 @@ impl Cpu {
 
     pub(crate) fn stale(&mut self, rows: usize, cols: usize) -> Tensor {
         let id = self.id();
-        Tensor::stale(&self.free, id, rows, cols)
+        Tensor::stale(&self.heap, id, rows, cols)
     }
 
     /// Runs `task(rows, their part of out)` for parts of `out`, a matrix of `cols` columns.

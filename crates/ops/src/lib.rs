@@ -21,12 +21,13 @@ pub use lapidary_kernels::backward::{
 };
 pub use lapidary_kernels::blocks::{self, BlockType};
 pub use lapidary_kernels::{
-    Activation, AttentionSpec, Isa, KV_BLOCK, KvType, OutOfMemory, PackError, Pool, RopePairs,
+    Activation, AttentionSpec, Heap, Isa, KV_BLOCK, KvType, OutOfMemory, PackError, Pool,
+    RopePairs, Run,
 };
 pub use lapidary_kernels::{bf16_peak, f32_peak, int8_peak, read_bandwidth};
 pub use rope::Rope;
 pub use route::Routes;
-pub use tape::{Adapter, LoraSpec, Param, Pass, Tape, Trained};
+pub use tape::{Adapter, Gradient, LoraSpec, Param, Pass, Tape, Trained};
 pub use tensor::{Coefs, Tensor};
 pub use weight::{Linear, LowRank, ParamName, RawMatrix, SharedBytes, Vector, Weight};
 

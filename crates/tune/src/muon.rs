@@ -3,7 +3,7 @@
 //! faster than another. The length of a step follows <https://arxiv.org/abs/2502.16982>: its root
 //! mean square is AdamW's, so one learning rate serves both.
 
-use lapidary_ops::{Gemm, Isa, Operand, Param, Pool, ProductPrecision};
+use lapidary_ops::{Gemm, Isa, Operand, Param, Pool, ProductPrecision, Run};
 use std::sync::{Arc, Mutex};
 
 /// The factors of the quintic that pulls singular values to about 1, and how often it is applied.
@@ -37,7 +37,7 @@ pub(crate) fn steps(
     precision: ProductPrecision,
     pool: &Pool,
     f: &Figures,
-    mut all: Vec<(&mut Param, &mut Vec<f32>)>,
+    mut all: Vec<(&mut Param, &mut Run)>,
 ) {
     // The largest first, so that none is left for the end.
     all.sort_by_key(|(p, _)| std::cmp::Reverse(p.values.len()));
@@ -53,14 +53,15 @@ pub(crate) fn steps(
 /// One step of a matrix.
 fn step(gemm: &Gemm, f: &Figures, p: &mut Param, momentum: &mut [f32]) {
     let (n, k) = (p.shape[0], p.shape[1]);
-    let mut x: Vec<f32> = (p.grad.iter_mut().zip(momentum))
+    let mut x: Vec<f32> = (p.grad.get_mut().iter().zip(momentum))
         .map(|(g, m)| {
-            let now = std::mem::take(g) * f.scale;
+            let now = g * f.scale;
             *m = f.momentum * *m + (1.0 - f.momentum) * now;
             // Nesterov's look ahead.
             f.momentum * *m + (1.0 - f.momentum) * now
         })
         .collect();
+    p.grad.clear();
     orthogonalize(gemm, n, k, &mut x);
     let size = f.lr * ADAM_SIZE * (n.max(k) as f32).sqrt();
     for (w, x) in p.values.iter_mut().zip(&x) {
@@ -101,10 +102,16 @@ fn orthogonalize(gemm: &Gemm, n: usize, k: usize, x: &mut Vec<f32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lapidary_ops::ParamName;
+    use lapidary_ops::{Gradient, Heap, ParamName};
 
     fn gemm(threads: usize) -> Gemm {
         Gemm::new(Isa::detect(), Arc::new(Pool::new(threads)))
+    }
+
+    fn param(name: &str, shape: &[usize]) -> Param {
+        let (heap, len) = (Arc::<Heap>::default(), shape.iter().product());
+        let (name, shape) = (ParamName::whole(name.into()), shape.to_vec());
+        Param { name, shape, values: heap.zeros(len), grad: Gradient::new(heap, len) }
     }
 
     fn values(len: usize) -> Vec<f32> {
@@ -165,9 +172,9 @@ mod tests {
     #[test]
     fn a_step_has_the_length_of_adams() {
         let (n, k) = (16, 48);
-        let name = ParamName::whole("model.layers.3.mlp.up_proj.weight".into());
-        let mut p =
-            Param { name, shape: vec![n, k], values: vec![1.0; n * k], grad: values(n * k) };
+        let mut p = param("model.layers.3.mlp.up_proj.weight", &[n, k]);
+        p.values.fill(1.0);
+        p.grad.get_mut().copy_from_slice(&values(n * k));
         assert!(takes(&p));
         let mut momentum = vec![0.0; n * k];
         let f = Figures { lr: 0.01, momentum: 0.95, decay: 0.1, scale: 1.0 };
@@ -175,20 +182,14 @@ mod tests {
         let moved = |w: &f32| f64::from(*w - (1.0 - 0.01 * 0.1)).powi(2);
         let size = (p.values.iter().map(moved).sum::<f64>() / (n * k) as f64).sqrt();
         assert!((0.7..1.2).contains(&(size / (0.01 * 0.2))), "{size}");
-        assert!(p.grad.iter().all(|g| *g == 0.0));
+        assert_eq!(p.grad.get(), None, "cleared");
     }
 
     #[test]
     fn embeddings_heads_and_vectors_are_left_to_adam() {
-        let p = |name: &str, shape: &[usize]| Param {
-            name: ParamName::whole(name.into()),
-            shape: shape.to_vec(),
-            values: Vec::new(),
-            grad: Vec::new(),
-        };
-        assert!(!takes(&p("model.embed_tokens.weight", &[9, 4])));
-        assert!(!takes(&p("lm_head.weight", &[9, 4])));
-        assert!(!takes(&p("model.layers.0.input_layernorm.weight", &[4])));
-        assert!(takes(&p("transformer.h.0.attn.c_attn.weight", &[4, 4])));
+        assert!(!takes(&param("model.embed_tokens.weight", &[9, 4])));
+        assert!(!takes(&param("lm_head.weight", &[9, 4])));
+        assert!(!takes(&param("model.layers.0.input_layernorm.weight", &[4])));
+        assert!(takes(&param("transformer.h.0.attn.c_attn.weight", &[4, 4])));
     }
 }

@@ -1,7 +1,7 @@
 //! AdamW over all parameters of a tape, or Muon over the matrices of its blocks.
 
 use crate::{Muon, StatePrecision, TrainOptions, muon};
-use lapidary_ops::{Adam, Moments, Param, Pool, Tape, adamw, adamw_factored, sum_of_squares};
+use lapidary_ops::{Adam, Moments, Param, Pool, Run, Tape, adamw, adamw_factored, sum_of_squares};
 use std::sync::Mutex;
 
 /// Values that a task changes; a multiple of the moments' blocks. Fixed: sums are taken by it.
@@ -14,32 +14,33 @@ pub(crate) enum State {
     /// Both moments of each value.
     Each(Moments),
     /// The first of each value, the second's means over rows and columns.
-    Factored { m: Vec<f32>, rows: Vec<f32>, columns: Vec<f32> },
+    Factored { m: Run, rows: Vec<f32>, columns: Vec<f32> },
     /// Muon's momentum.
-    Momentum(Vec<f32>),
+    Momentum(Run),
 }
 
 /// The states of all parameters, and their averages.
 pub(crate) struct Optimizer {
     pub(crate) states: Vec<State>,
     /// An exponential average of the weights.
-    pub(crate) ema: Option<Vec<Vec<f32>>>,
+    pub(crate) ema: Option<Vec<Run>>,
 }
 
 impl Optimizer {
     pub fn new(tape: &Tape, options: &TrainOptions) -> Self {
+        let heap = tape.heap();
         let states = (tape.params().iter())
             .map(|p| match (options.state, &p.shape[..]) {
                 _ if options.muon.is_some() && muon::takes(p) => {
-                    State::Momentum(vec![0.0; p.values.len()])
+                    State::Momentum(heap.zeros(p.values.len()))
                 }
                 (StatePrecision::Factored, &[n, k]) => State::Factored {
-                    m: vec![0.0; n * k],
+                    m: heap.zeros(n * k),
                     rows: vec![0.0; n],
                     columns: vec![0.0; k],
                 },
-                (StatePrecision::Bits8, _) => State::Each(Moments::new(p.values.len(), true)),
-                _ => State::Each(Moments::new(p.values.len(), false)),
+                (StatePrecision::Bits8, _) => State::Each(Moments::new(heap, p.values.len(), true)),
+                _ => State::Each(Moments::new(heap, p.values.len(), false)),
             })
             .collect();
         let values = || tape.params().iter().map(|p| p.values.clone()).collect();
@@ -49,7 +50,12 @@ impl Optimizer {
     /// The length of all gradients together.
     pub fn norm(&self, tape: &Tape) -> f64 {
         let isa = tape.isa();
-        let parts: Vec<&[f32]> = tape.params().iter().flat_map(|p| p.grad.chunks(PART)).collect();
+        let parts: Vec<&[f32]> = tape
+            .params()
+            .iter()
+            .filter_map(|p| p.grad.get())
+            .flat_map(|g| g.chunks(PART))
+            .collect();
         let sums: Vec<Mutex<f64>> = parts.iter().map(|_| Mutex::new(0.0)).collect();
         tape.pool().run(parts.len(), &|i| {
             *sums[i].lock().unwrap_or_else(|e| e.into_inner()) = sum_of_squares(isa, parts[i]);
@@ -60,7 +66,7 @@ impl Optimizer {
 
     /// Sets all gradients to zero.
     pub fn forget(&self, tape: &mut Tape) {
-        tape.params_mut().iter_mut().for_each(|p| p.grad.fill(0.0));
+        tape.params_mut().iter_mut().for_each(|p| p.grad.clear());
     }
 
     /// Step number `step` (from 1).
@@ -81,9 +87,10 @@ impl Optimizer {
         };
         for (p, state) in tape.params_mut().iter_mut().zip(&mut self.states) {
             let adam = adam(p);
+            let grad = p.grad.get_mut();
             match state {
                 State::Each(moments) => {
-                    let parts: Vec<_> = (p.values.chunks_mut(PART).zip(p.grad.chunks_mut(PART)))
+                    let parts: Vec<_> = (p.values.chunks_mut(PART).zip(grad.chunks(PART)))
                         .zip(moments.parts(PART))
                         .map(|part| Mutex::new(Some(part)))
                         .collect();
@@ -91,18 +98,17 @@ impl Optimizer {
                         let part = parts[i].lock().unwrap_or_else(|e| e.into_inner()).take();
                         let Some(((w, g), moments)) = part else { return };
                         adamw(isa, &adam, w, g, moments);
-                        g.fill(0.0);
                     });
                 }
                 // All together, below.
-                State::Momentum(_) => {}
+                State::Momentum(_) => continue,
                 State::Factored { m, rows, columns } => {
-                    factored_means(&pool, p, &adam, rows, columns);
+                    factored_means(&pool, grad, &adam, rows, columns);
                     let k = columns.len();
                     let mean = rows.iter().map(|r| f64::from(*r)).sum::<f64>() / rows.len() as f64;
                     let mean = mean as f32;
                     let parts: Vec<_> = (p.values.chunks_mut(ROWS * k))
-                        .zip(p.grad.chunks_mut(ROWS * k))
+                        .zip(grad.chunks(ROWS * k))
                         .zip(m.chunks_mut(ROWS * k).zip(rows.chunks(ROWS)))
                         .map(Mutex::new)
                         .collect();
@@ -115,10 +121,10 @@ impl Optimizer {
                             let (w, m) = (&mut w[at.clone()], &mut m[at.clone()]);
                             adamw_factored(isa, &adam, w, &g[at], m, columns, row / mean);
                         }
-                        g.fill(0.0);
                     });
                 }
             }
+            p.grad.clear();
         }
         if let Some(Muon { momentum }) = o.muon {
             let f = muon::Figures { lr, momentum, decay: a.weight_decay, scale };
@@ -137,7 +143,7 @@ impl Optimizer {
 }
 
 /// Moves the averages towards the weights.
-fn average(pool: &Pool, params: &[Param], averages: &mut [Vec<f32>], keep: f32) {
+fn average(pool: &Pool, params: &[Param], averages: &mut [Run], keep: f32) {
     let parts: Vec<_> = (averages.iter_mut().zip(params))
         .flat_map(|(average, p)| average.chunks_mut(PART).zip(p.values.chunks(PART)))
         .map(Mutex::new)
@@ -152,10 +158,10 @@ fn average(pool: &Pool, params: &[Param], averages: &mut [Vec<f32>], keep: f32) 
 }
 
 /// Moves the means of the squared gradient over rows and columns.
-fn factored_means(pool: &Pool, p: &Param, adam: &Adam, rows: &mut [f32], columns: &mut [f32]) {
+fn factored_means(pool: &Pool, grad: &[f32], adam: &Adam, rows: &mut [f32], columns: &mut [f32]) {
     let (k, n) = (columns.len(), rows.len());
     let beta = adam.beta2;
-    let parts: Vec<_> = (p.grad.chunks(ROWS * k).zip(rows.chunks_mut(ROWS)))
+    let parts: Vec<_> = (grad.chunks(ROWS * k).zip(rows.chunks_mut(ROWS)))
         .map(|(g, rows)| Mutex::new((g, rows, vec![0.0f32; k])))
         .collect();
     pool.run(parts.len(), &|i| {

@@ -47,7 +47,7 @@ impl Trainer {
     }
 
     pub(crate) fn export_gradients(&self) -> Vec<TensorValues> {
-        self.export(false, |i| &self.tape.params()[i].grad).collect()
+        self.export(false, |i| self.tape.params()[i].grad.get().unwrap_or_default()).collect()
     }
 
     /// The averaged weights, if the options ask for an average.
@@ -93,7 +93,7 @@ impl Trainer {
         let values = |i: usize| {
             let p = &self.tape.params()[i];
             let (name, shape) = (p.name.tensor.clone(), p.shape.clone());
-            TensorValues { name, shape, values: p.values.clone() }
+            TensorValues { name, shape, values: p.values.to_vec() }
         };
         self.tape.adapters().iter().map(move |a| AdapterWeights {
             module: a.module.clone(),

@@ -359,6 +359,10 @@ impl Trainer {
         micro_batches: &[Vec<Sequence>],
     ) -> Result<(f64, Vec<crate::TensorValues>), TrainError> {
         let (loss, _) = self.accumulate(micro_batches)?;
+        for p in self.tape.params_mut() {
+            // Zeros where nothing was added.
+            p.grad.get_mut();
+        }
         let all = self.export_gradients();
         self.optimizer.forget(&mut self.tape);
         Ok((loss, all))
@@ -464,7 +468,6 @@ impl Trainer {
                 self.tape.scatter_add(&mut gradient, rows, &dx);
             }
         }
-        self.tape.trim();
         (all, gradient)
     }
 

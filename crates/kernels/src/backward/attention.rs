@@ -46,9 +46,8 @@ pub fn attend_forward(
     gemm.pool().run(spans.len() * spec.heads, &|i| {
         let (span, head) = (&spans[i / spec.heads], i % spec.heads);
         let part = Head { spec, q, k, v, rows: span.clone(), head };
-        let mut scratch = gemm.scratch().take(part.forward_room());
+        let mut scratch = gemm.scratch(part.forward_room());
         gemm.isa().run(Forward { head: part, out, scratch: &mut scratch });
-        gemm.scratch().give(scratch);
     });
 }
 
@@ -72,19 +71,18 @@ pub fn attend_backward(
     // Each query head's share of dk and dv: `[2][heads][rows][head_dim]`.
     let rows = q.len() / (spec.heads * dim);
     let size = spec.heads * rows * dim;
-    let mut shares = gemm.scratch().take(2 * size);
+    let mut shares = gemm.scratch(2 * size);
     shares[..2 * size].fill(0.0);
     let own = SharedMut(shares.as_mut_ptr());
     gemm.pool().run(spans.len() * spec.heads, &|i| {
         let (span, head) = (&spans[i / spec.heads], i % spec.heads);
         let part = Head { spec, q, k, v, rows: span.clone(), head };
-        let mut scratch = gemm.scratch().take(part.backward_room());
+        let mut scratch = gemm.scratch(part.backward_room());
         let at = (head * rows + span.start) * dim;
         // SAFETY: rows of one head and one span, which are this task's alone.
         let (dk, dv) = unsafe { (own.at(at), own.at(size + at)) };
         let (dk, dv) = (SharedMut(dk), SharedMut(dv));
         gemm.isa().run(Backward { head: part, dout, dq, dk, dv, scratch: &mut scratch });
-        gemm.scratch().give(scratch);
     });
     let width = spec.kv_heads * dim;
     for (out, shares) in [(to.dk, &shares[..size]), (to.dv, &shares[size..2 * size])] {
@@ -103,7 +101,6 @@ pub fn attend_backward(
             }
         });
     }
-    gemm.scratch().give(shares);
 }
 
 fn check(spec: &AttentionSpec, spans: &[Range<usize>], [q, k, v]: [&[f32]; 3]) {

@@ -15,11 +15,12 @@ use super::pack::Operand;
 use super::tiles;
 use crate::activations::to_bf16;
 use crate::buffer::SharedMut;
+use crate::heap::{Heap, Run};
 use crate::pool::Pool;
 use crate::simd::{Isa, Kernel, Simd, prefetch};
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// Places of the contraction that the packed rows of a task span: with `MC` rows about half of a
 /// second-level cache.
@@ -56,29 +57,7 @@ pub struct Gemm {
     isa: Isa,
     precision: Precision,
     pool: Arc<Pool>,
-    scratch: Scratch,
-}
-
-/// Buffers for packed operands, to be used again.
-#[derive(Default)]
-pub(super) struct Scratch(Mutex<Vec<Vec<f32>>>);
-
-impl Scratch {
-    pub fn take(&self, len: usize) -> Vec<f32> {
-        let mut free = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        // The largest that was given back: sizes repeat.
-        let best = (0..free.len()).max_by_key(|i| free[*i].len());
-        let mut v = best.map_or_else(Vec::new, |i| free.swap_remove(i));
-        drop(free);
-        if v.len() < len {
-            v.resize(len, 0.0);
-        }
-        v
-    }
-
-    pub fn give(&self, v: Vec<f32>) {
-        self.0.lock().unwrap_or_else(|e| e.into_inner()).push(v);
-    }
+    heap: Arc<Heap>,
 }
 
 /// Width of a strip of b, and how many places its last vectors may spill.
@@ -97,12 +76,17 @@ pub(super) fn strip_width(isa: Isa) -> usize {
 impl Gemm {
     /// Products with instruction set `isa` on `pool`.
     pub fn new(isa: Isa, pool: Arc<Pool>) -> Self {
-        Self { isa, precision: Precision::F32, pool, scratch: Scratch::default() }
+        Self { isa, precision: Precision::F32, pool, heap: Arc::default() }
     }
 
     /// The same with operands of `precision`.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// The same with packed operands in `heap`.
+    pub fn with_heap(self, heap: Arc<Heap>) -> Self {
+        Self { heap, ..self }
     }
 
     /// The instruction set.
@@ -120,8 +104,9 @@ impl Gemm {
         self.pool.clone()
     }
 
-    pub(super) fn scratch(&self) -> &Scratch {
-        &self.scratch
+    /// A buffer, to be used as long as it is held.
+    pub(super) fn scratch(&self, len: usize) -> Run {
+        self.heap.take(len)
     }
 
     /// `c[m][n] = a b`, or `c += a b` with `add`; the contraction has `k` places.
@@ -168,7 +153,7 @@ impl Gemm {
         let most = (CHUNK / (k.min(KB) * width)).clamp(1, strips);
         // Chunks alike: each packs a anew, which a rest of a few strips would not pay for.
         let each = strips.div_ceil(strips.div_ceil(most));
-        let mut packed = self.scratch.take(each * width * k.min(KB) + 16);
+        let mut packed = self.scratch(each * width * k.min(KB) + 16);
         let c = SharedMut(c.as_mut_ptr());
         for k0 in (0..k).step_by(KB) {
             let k1 = (k0 + KB).min(k);
@@ -184,7 +169,6 @@ impl Gemm {
                 self.multiply::<BF16>(&job);
             }
         }
-        self.scratch.give(packed);
     }
 
     /// Shares the outputs of a packed chunk out to the threads.
@@ -196,14 +180,13 @@ impl Gemm {
         let (blocks, groups) = (job.m.div_ceil(rows), strips.div_ceil(wide));
         let task = |i: usize| {
             let (block, group) = (i % blocks, i / blocks);
-            let mut own = self.scratch.take((rows + 12) * KC + 16);
+            let mut own = self.scratch((rows + 12) * KC + 16);
             self.start::<_, BF16>(Multiply::<BF16> {
                 job,
                 rows: block * rows..((block + 1) * rows).min(job.m),
                 strips: group * wide..((group + 1) * wide).min(strips),
                 own: own.as_mut_ptr(),
             });
-            self.scratch.give(own);
         };
         if threads == 1 {
             (0..blocks * groups).for_each(task);

@@ -1,6 +1,8 @@
 //! AdamW on slices, with moments in f32 or in 8 bits, and the length of a gradient.
 
+use crate::heap::{Heap, Run};
 use crate::simd::{Isa, Kernel, Simd};
+use std::sync::Arc;
 
 /// The figures of one step.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +32,7 @@ const BLOCK: usize = 256;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Moments {
     /// First and second, as they are.
-    F32(Vec<f32>, Vec<f32>),
+    F32(Run, Run),
     /// First (signed) and second as 8-bit floats, with a scale of each for every 256.
     Bits8 {
         /// First moments.
@@ -51,13 +53,13 @@ pub enum MomentsMut<'a> {
 }
 
 impl Moments {
-    /// Zeros for `len` values.
-    pub fn new(len: usize, bits8: bool) -> Self {
+    /// Zeros for `len` values, f32 in `heap`.
+    pub fn new(heap: &Arc<Heap>, len: usize, bits8: bool) -> Self {
         if bits8 {
             let scales = vec![0.0; 2 * len.div_ceil(BLOCK)];
             Moments::Bits8 { m: vec![0; len], v: vec![0; len], scales }
         } else {
-            Moments::F32(vec![0.0; len], vec![0.0; len])
+            Moments::F32(heap.zeros(len), heap.zeros(len))
         }
     }
 

@@ -43,7 +43,7 @@ pub(super) fn product(
     let strips = n.div_ceil(SIDE);
     let most = (CHUNK / (k.min(KB).div_ceil(STEP) * PAIRS * SIDE)).clamp(1, strips);
     let each = strips.div_ceil(strips.div_ceil(most));
-    let mut packed = gemm.scratch().take(each * SIDE * PAIRS * k.min(KB).div_ceil(STEP));
+    let mut packed = gemm.scratch(each * SIDE * PAIRS * k.min(KB).div_ceil(STEP));
     let (c, to) = (SharedMut(c.as_mut_ptr()), SharedMut(packed.as_mut_ptr()));
     for k0 in (0..k).step_by(KB) {
         let inner = k0..(k0 + KB).min(k);
@@ -57,7 +57,6 @@ pub(super) fn product(
             multiply(gemm, &Job { a, packed: to, c, m, n, inner: inner.clone(), s0, s1, load });
         }
     }
-    gemm.scratch().give(packed);
 }
 
 /// Shares the outputs of a packed chunk out to the threads.
@@ -75,7 +74,7 @@ fn multiply(gemm: &Gemm, job: &Job) {
     let groups = strips.div_ceil(wide);
     let task = |i: usize| {
         let (block, group) = (i % blocks, i / blocks);
-        let mut own = gemm.scratch().take(rows * steps * PAIRS + TILE * PAIRS * steps);
+        let mut own = gemm.scratch(rows * steps * PAIRS + TILE * PAIRS * steps);
         gemm.isa().run(Multiply {
             job,
             isa: gemm.isa(),
@@ -84,7 +83,6 @@ fn multiply(gemm: &Gemm, job: &Job) {
             own: own.as_mut_ptr().cast(),
             turned: own[rows * steps * PAIRS..].as_mut_ptr(),
         });
-        gemm.scratch().give(own);
     };
     if threads == 1 {
         (0..blocks * groups).for_each(task);

@@ -223,11 +223,12 @@ impl Tape {
     fn embed_back(&mut self, weight: usize, ids: &[u32], scale: f32, g: &Tensor) {
         let Kept::Param(index) = self.weights[weight] else { return };
         let k = g.cols();
-        let mut grad = std::mem::take(&mut self.params[index].grad);
+        let pool = self.shared_pool();
+        let grad = self.params[index].grad.get_mut();
         // Each part of the table looks for its ids, in the order of the tokens.
         let each = (grad.len() / k).div_ceil(16);
         let parts: Vec<_> = grad.chunks_mut(each * k).map(Mutex::new).collect();
-        self.pool().run(parts.len(), &|i| {
+        pool.run(parts.len(), &|i| {
             let mut part = parts[i].lock().unwrap_or_else(|e| e.into_inner());
             let range = i * each..(i + 1) * each;
             for (&id, g) in ids.iter().zip(g.data().chunks_exact(k)) {
@@ -237,15 +238,14 @@ impl Tape {
                 }
             }
         });
-        drop(parts);
-        self.params[index].grad = grad;
     }
 
     /// Sums over rows: of each block of [`ROWS`], then of the blocks in order.
     fn sum_rows(&mut self, param: Option<usize>, blocks: &[Vec<f32>]) {
         let Some(index) = param else { return };
+        let grad = self.params[index].grad.get_mut();
         for block in blocks {
-            self.params[index].grad.iter_mut().zip(block).for_each(|(g, b)| *g += b);
+            grad.iter_mut().zip(block).for_each(|(g, b)| *g += b);
         }
     }
 
@@ -319,7 +319,8 @@ impl Tape {
                 self.gemm.product(shape, dy, b, dx.data_mut(), false);
                 if let Some(x) = &x {
                     let (a, b) = (Operand::Columns(g.data(), n), Operand::Columns(x.data(), k));
-                    self.gemm.product([n, k, rows], a, b, &mut param.grad, true);
+                    let (grad, add) = param.grad.sum();
+                    self.gemm.product([n, k, rows], a, b, grad, add);
                 }
             }
             Kept::Frozen { weight, .. } => {
@@ -347,10 +348,11 @@ impl Tape {
         self.gemm.product([rows, rank, n], dy, b, dlow.data_mut(), false);
         dlow.data_mut().iter_mut().for_each(|v| *v *= adapter.factor);
         let (a, b) = (Operand::Columns(g.data(), n), Operand::Columns(lora.low.data(), rank));
-        let grad = &mut self.params[adapter.b].grad[range];
+        let grad = &mut self.params[adapter.b].grad.get_mut()[range];
         self.gemm.product([n, rank, rows], a, b, grad, true);
         let (a, b) = (Operand::Columns(dlow.data(), rank), Operand::Columns(x.data(), k));
-        self.gemm.product([rank, k, rows], a, b, &mut self.params[adapter.a].grad, true);
+        let (grad, add) = self.params[adapter.a].grad.sum();
+        self.gemm.product([rank, k, rows], a, b, grad, add);
         let dlow = Operand::Rows(dlow.data(), rank);
         let a = Operand::Columns(&self.params[adapter.a].values, k);
         match lora.dropout {

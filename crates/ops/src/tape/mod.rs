@@ -10,13 +10,13 @@ mod backward;
 mod forward;
 mod params;
 
-pub use params::{Adapter, LoraSpec, Param, Trained};
+pub use params::{Adapter, Gradient, LoraSpec, Param, Trained};
 
 use crate::{
     Activation, AttentionSpec, Cpu, Isa, Pool, Rope, Tensor, Vector, Weight, weight::WeightData,
 };
-use lapidary_kernels::Packed;
 use lapidary_kernels::backward::{self as kernels, Gemm, Precision};
+use lapidary_kernels::{Heap, Packed};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -111,9 +111,11 @@ struct LoraNode {
 impl Tape {
     /// A tape on `pool` that trains what `trained` says; matrices are multiplied in `precision`.
     pub fn new(isa: Isa, pool: Arc<Pool>, trained: Trained, precision: Precision) -> Self {
+        let cpu = Cpu::new(isa, pool.clone(), crate::Precision::Exact);
+        let gemm = Gemm::new(isa, pool).with_precision(precision).with_heap(cpu.heap().clone());
         Self {
-            cpu: Cpu::for_training(isa, pool.clone()),
-            gemm: Gemm::new(isa, pool).with_precision(precision),
+            cpu,
+            gemm,
             trained,
             weights: Vec::new(),
             params: Vec::new(),
@@ -132,6 +134,11 @@ impl Tape {
     /// The threads, to use while the parameters are borrowed.
     pub fn shared_pool(&self) -> Arc<Pool> {
         self.gemm.shared_pool()
+    }
+
+    /// Where its tensors, parameters and gradients are.
+    pub fn heap(&self) -> &Arc<Heap> {
+        self.cpu.heap()
     }
 
     /// The instruction set.
@@ -164,14 +171,9 @@ impl Tape {
         self.recording = on;
     }
 
-    /// Gives buffers that wait for their next use back to the system.
-    pub fn trim(&mut self) {
-        self.cpu.free_list().clear();
-    }
-
-    /// Bytes of all tensors that are there, those of the recording too.
-    pub fn live_bytes(&mut self) -> usize {
-        4 * self.cpu.free_list().live()
+    /// Bytes of all tensors that are there, those of the recording too, parameters and gradients.
+    pub fn live_bytes(&self) -> usize {
+        4 * self.cpu.heap().live()
     }
 
     /// Zeros.
@@ -246,7 +248,7 @@ impl Tape {
     /// The values of a vector today.
     fn today(&self, vector: &Vector) -> Vector {
         match vector.param {
-            Some(i) => Vector::new(self.params[i].values.clone()),
+            Some(i) => Vector::new(self.params[i].values.to_vec()),
             None => vector.clone(),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Kept, Tape, hash, named};
 use crate::{PackError, ParamName, RawMatrix, Vector, Weight, weight::WeightData};
-use lapidary_kernels::{self as kernels, Packed, blocks};
+use lapidary_kernels::{self as kernels, Heap, Packed, Run, blocks};
 use std::sync::Arc;
 
 /// Which parameters of a model change.
@@ -49,9 +49,45 @@ pub struct Param {
     /// `[n, k]` or `[len]`
     pub shape: Vec<usize>,
     /// Its values.
-    pub values: Vec<f32>,
+    pub values: Run,
     /// Their gradient so far.
-    pub grad: Vec<f32>,
+    pub grad: Gradient,
+}
+
+/// The gradient of a parameter. It takes memory from when something is added to it until it is
+/// cleared: while the blocks behind still hold their recording, those in front have no gradient.
+pub struct Gradient {
+    values: Option<Run>,
+    len: usize,
+    heap: Arc<Heap>,
+}
+
+impl Gradient {
+    /// Zero, for `len` values; what it will hold comes from `heap`.
+    pub fn new(heap: Arc<Heap>, len: usize) -> Self {
+        Self { values: None, len, heap }
+    }
+
+    /// The values; `None`: all are zero.
+    pub fn get(&self) -> Option<&[f32]> {
+        self.values.as_deref()
+    }
+
+    /// The values, to change.
+    pub fn get_mut(&mut self) -> &mut [f32] {
+        self.values.get_or_insert_with(|| self.heap.zeros(self.len))
+    }
+
+    /// Room for the values, and whether they are there, to be added to; else they are to be written.
+    pub fn sum(&mut self) -> (&mut [f32], bool) {
+        let add = self.values.is_some();
+        (self.values.get_or_insert_with(|| self.heap.take(self.len)), add)
+    }
+
+    /// Makes it zero.
+    pub fn clear(&mut self) {
+        self.values = None;
+    }
 }
 
 /// A low-rank adapter of a module: `y += factor * B A x`.
@@ -72,20 +108,22 @@ pub struct Adapter {
 }
 
 impl Tape {
-    pub(super) fn add_param(
-        &mut self,
-        name: ParamName,
-        shape: Vec<usize>,
-        values: Vec<f32>,
-    ) -> usize {
-        let grad = vec![0.0; values.len()];
+    pub(super) fn add_param(&mut self, name: ParamName, shape: Vec<usize>, values: Run) -> usize {
+        let grad = Gradient::new(self.cpu.heap().clone(), values.len());
         self.params.push(Param { name, shape, values, grad });
         self.params.len() - 1
+    }
+
+    fn on_heap(&self, values: &[f32]) -> Run {
+        let mut run = self.cpu.heap().take(values.len());
+        run.copy_from_slice(values);
+        run
     }
 
     pub(super) fn add_vector(&mut self, name: ParamName, values: Vec<f32>) -> Vector {
         let mut vector = Vector::new(values.clone());
         if self.trained == Trained::All {
+            let values = self.on_heap(&values);
             vector.param = Some(self.add_param(name, vec![values.len()], values));
         }
         vector
@@ -131,7 +169,7 @@ impl Tape {
         if let Err(block) = blocks::check_finite(ty, bytes) {
             return Err(PackError::NotFinite { row: block * ty.block_len() / k });
         }
-        let mut values = vec![0.0; n * k];
+        let mut values = self.cpu.heap().take(n * k);
         blocks::dequantize(ty, bytes, &mut values);
         done(0..bytes.len());
         Ok(Kept::Param(self.add_param(name, vec![n, k], values)))
@@ -154,8 +192,9 @@ impl Tape {
         let a: Vec<f32> = (0..rank * k).map(|i| fresh(i) * bound).collect();
         let outputs = n * name.part.1;
         let part = |side: &str| ParamName::whole(format!("{module}.lora_{side}.weight"));
+        let (a, b) = (self.on_heap(&a), self.cpu.heap().zeros(outputs * rank));
         let a = self.add_param(part("A"), vec![rank, k], a);
-        let b = self.add_param(part("B"), vec![outputs, rank], vec![0.0; outputs * rank]);
+        let b = self.add_param(part("B"), vec![outputs, rank], b);
         let transposed = name.transposed;
         self.adapters.push(Adapter { module, a, b, factor, dropout, transposed });
         Some((self.adapters.len() - 1, name.part))
