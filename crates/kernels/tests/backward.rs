@@ -4,7 +4,8 @@
 use lapidary_kernels::backward::{
     AttendGradients, Gemm, Operand, Precision, activation_backward, attend_backward,
     attend_forward, cross_entropy, gated_backward, layer_norm_backward, log_probability,
-    rms_norm_backward, rope_backward, softcap_backward,
+    match_rms_backward, mix_backward, rms_norm_backward, rope_backward, softcap_backward,
+    sparsify_backward,
 };
 use lapidary_kernels::blocks::{self, BlockType};
 use lapidary_kernels::{
@@ -282,6 +283,75 @@ fn element_by_element() {
         dx
     };
     check("softcap", run, &slopes(&f64s(&x), sum), 1e-5);
+}
+
+/// Two streams of `width` from three, with coefficients of which one is zero.
+#[test]
+fn mixtures() {
+    for width in [5, 64, 100] {
+        let (x, dy) = (values(3 * width, 1, 2.0), values(2 * width, 2, 1.0));
+        let coefs = [0.5, 0.0, -1.25, 2.0, 1.0, -0.75];
+        let mixed = |x: &[f64], c: &[f64]| -> f64 {
+            let at =
+                |i: usize| (0..3).map(|p| c[i / width * 3 + p] * x[p * width + i % width]).sum();
+            weighted(&(0..2 * width).map(at).collect::<Vec<f64>>(), &dy)
+        };
+        let mut want = slopes(&f64s(&x), |x| mixed(x, &f64s(&coefs)));
+        want.extend(slopes(&f64s(&coefs), |c| mixed(&f64s(&x), c)));
+        let run = |gemm: &Gemm| {
+            let (mut dx, mut dc) = (vec![7.0; x.len()], vec![7.0; coefs.len()]);
+            mix_backward(gemm.isa(), &coefs, width, &dy, &mut dx, Some((&x, &mut dc)));
+            [dx, dc].concat()
+        };
+        check("mix", run, &want, 1e-5);
+    }
+}
+
+#[test]
+fn sizes_matched() {
+    // The last row is so small that its size counts as the least.
+    for (n, size) in [(7, 1.0), (130, 2.0), (64, 1e-3)] {
+        let (x, like, dy) = (values(n, 1, size), values(n, 2, 3.0), values(n, 3, 1.0));
+        let matched = |x: &[f64], like: &[f64]| -> f64 {
+            let square = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>() / n as f64;
+            let factor = (square(like) / square(x).max(1e-5)).sqrt();
+            weighted(&x.iter().map(|x| x * factor).collect::<Vec<f64>>(), &dy)
+        };
+        let mut want = slopes(&f64s(&x), |x| matched(x, &f64s(&like)));
+        let of_x = want.len();
+        want.extend(slopes(&f64s(&like), |like| matched(&f64s(&x), like)));
+        let run = |part: std::ops::Range<usize>| {
+            let (x, like, dy) = (&x, &like, &dy);
+            move |gemm: &Gemm| {
+                let (mut dx, mut dlike) = (dy.clone(), vec![7.0; n]);
+                match_rms_backward(gemm.isa(), x, like, &mut dx, &mut dlike);
+                [dx, dlike].concat()[part.clone()].to_vec()
+            }
+        };
+        // Apart: with small rows their gradients differ in size.
+        check("match_rms, x", run(0..of_x), &want[..of_x], 1e-5);
+        check("match_rms, like", run(of_x..2 * of_x), &want[of_x..], 1e-5);
+    }
+}
+
+#[test]
+fn sparse_activations() {
+    for (n, deviations) in [(9, 0.5), (200, 1.644_853_6), (64, -0.3)] {
+        let (x, dy) = (values(n, 1, 2.0), values(n, 2, 1.0));
+        let sparse = |x: &[f64]| -> f64 {
+            let mean = x.iter().sum::<f64>() / n as f64;
+            let square = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64;
+            let cutoff = mean + f64::from(deviations) * square.sqrt();
+            weighted(&x.iter().map(|x| (x - cutoff).max(0.0)).collect::<Vec<f64>>(), &dy)
+        };
+        let want = slopes(&f64s(&x), sparse);
+        let run = |gemm: &Gemm| {
+            let mut dx = dy.clone();
+            sparsify_backward(gemm.isa(), &x, deviations, &mut dx);
+            dx
+        };
+        check("sparsify", run, &want, 1e-5);
+    }
 }
 
 #[test]

@@ -161,7 +161,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
         layers,
         width: streams * width,
         context: context.unwrap_or(32_768),
-        kv: KvLayout::mixed(&kept),
+        kv: KvLayout::mixed(&kept).lent(kept.len() < layers),
     })
 }
 
@@ -339,7 +339,6 @@ fn layer(
             })
         })
         .transpose()?;
-    let by_width = |x: &f32| x / width as f32;
     Ok(Layer {
         attention: AttentionSpec {
             heads,
@@ -351,7 +350,7 @@ fn layer(
             softcap: None,
         },
         kv: (0..source).filter(|j| layout[*j].1 == *j).count(),
-        router_norm: Vector::new(router_norm.values().iter().map(by_width).collect()),
+        router_norm,
         router: linear("altup.modality_router", "altup_router", [streams, width])?,
         predict: linear(
             "altup.prediction_coefs",
@@ -618,6 +617,8 @@ impl Gemma3n {
     fn modalities(&self, ops: &mut dyn Ops, l: &Layer, x: &Tensor) -> Tensor {
         let h = ops.rms_norm(x, &l.router_norm, self.eps);
         let h = ops.linear(&h, &l.router);
+        // The reference divides before the product: the same bits, where the width is a power of two.
+        let h = ops.scale(h, 1.0 / self.width as f32);
         ops.softcap(h, 1.0)
     }
 

@@ -67,7 +67,7 @@ struct Keys {
 
 struct Experts {
     active: usize,
-    /// `[width]`: the router's scale times width^-1/2.
+    /// `[width]`
     router_norm: Vector,
     /// `[experts, width]`
     router: Linear,
@@ -193,7 +193,7 @@ pub(crate) fn info(s: &Settings) -> Result<Info> {
         layers,
         width,
         context: context.unwrap_or(131_072),
-        kv: KvLayout::mixed(&kept),
+        kv: KvLayout::mixed(&kept).lent(kept.len() < layers),
     })
 }
 
@@ -304,7 +304,8 @@ fn layer(
             Ok(PerLayer { table, context, gate, projection, norm })
         })
         .transpose()?;
-    let scale = w.vector(&hf("layer_scalar"), &gguf("layer_output_scale.weight"), 1)?.values()[0];
+    // A constant, which is not trained.
+    let scale = w.floats(&hf("layer_scalar"), &gguf("layer_output_scale.weight"), 1)?[0];
     // The large models let the parts of an image see each other, in local layers alone; the
     // reference's 12B does it in all of them. GGUF does not tell; the small ones have per-layer
     // embeddings, and 12B alone has 48 layers.
@@ -353,8 +354,7 @@ fn experts(s: &Settings, w: &mut Weights, i: usize, width: usize) -> Result<Expe
     let ffn = s.count("moe_intermediate_size", "expert_feed_forward_length", settings::WIDTH)?;
     let hf = |name: &str| format!("layers.{i}.{name}");
     let gguf = |name: &str| format!("blk.{i}.{name}");
-    let router_scale = w.vector(&hf("router.scale"), &gguf("ffn_gate_inp.scale"), width)?;
-    let root = (width as f32).powf(-0.5);
+    let router_norm = w.vector(&hf("router.scale"), &gguf("ffn_gate_inp.scale"), width)?;
     let mut norm = |h: &str, g: &str| w.norm(&hf(h), &gguf(g), width, NormOffset::Zero);
     let post_dense_norm = norm("post_feedforward_layernorm_1", "post_ffw_norm_1")?;
     let pre_norm = norm("pre_feedforward_layernorm_2", "pre_ffw_norm_2")?;
@@ -362,7 +362,7 @@ fn experts(s: &Settings, w: &mut Weights, i: usize, width: usize) -> Result<Expe
     let mut all = |h: &str, g: &str, shape| w.experts(&hf(h), &gguf(g), (count, active), shape);
     Ok(Experts {
         active,
-        router_norm: Vector::new(router_scale.values().iter().map(|x| x * root).collect()),
+        router_norm,
         gate_up: all("experts.gate_up_proj", "ffn_gate_up_exps.weight", [2 * ffn, width])?,
         down: all("experts.down_proj", "ffn_down_exps.weight", [width, ffn])?,
         router: w.linear(&hf("router.proj"), &gguf("ffn_gate_inp"), [count, width])?,
@@ -380,9 +380,9 @@ fn global_rope(s: &Settings, w: &mut Weights, head_dim: usize) -> Result<Rope> {
     let (base, turning) = match s.hf() {
         None => {
             let base = s.opt_positive("", "rope.freq_base")?.unwrap_or(1e6);
-            let factors = w.vector("", "rope_freqs.weight", half)?;
-            let turning = factors.values().iter().take_while(|f| **f == 1.0).count();
-            if factors.values()[turning..].iter().any(|f| *f < 1e29) {
+            let factors = w.floats("", "rope_freqs.weight", half)?;
+            let turning = factors.iter().take_while(|f| **f == 1.0).count();
+            if factors[turning..].iter().any(|f| *f < 1e29) {
                 let problem = "expected 1 for the pairs that turn, then 1e30 for the others";
                 return Err(w.wrong("", "rope_freqs.weight", problem));
             }
@@ -458,6 +458,7 @@ impl Model for Gemma4 {
         let mut h = ops.linear(&h, &l.down);
         if let Some(e) = &l.experts {
             let r = ops.rms_norm(&x, &e.router_norm, self.eps);
+            let r = ops.scale(r, (self.info.width as f32).powf(-0.5));
             let scores = ops.linear(&r, &e.router);
             let routes = ops.route(&scores, e.active, &e.scale);
             let m = ops.rms_norm(&x, &e.pre_norm, self.eps);

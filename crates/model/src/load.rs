@@ -499,7 +499,8 @@ impl<'a> Weights<'a> {
         Ok(self.ops.vector(ParamName::whole(format!("{}{hf}", self.prefix)), values))
     }
 
-    fn floats(&mut self, hf: &str, gguf: &str, len: usize) -> Result<Vec<f32>> {
+    /// The values of a vector that stays as it is, whoever trains.
+    pub fn floats(&mut self, hf: &str, gguf: &str, len: usize) -> Result<Vec<f32>> {
         let view = self.view(&self.name(hf, gguf))?;
         view.expect_shape(&[len])?;
         let ty = block_type(view.dtype).map_err(|e| view.wrong(e))?;

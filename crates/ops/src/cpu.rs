@@ -169,7 +169,7 @@ impl Cpu {
     }
 
     /// `act(first half) * second half` of each row.
-    fn gated_halves(&mut self, x: &Tensor, kind: Activation) -> Tensor {
+    pub(crate) fn gated_halves(&mut self, x: &Tensor, kind: Activation) -> Tensor {
         let (isa, half) = (self.isa, x.cols() / 2);
         let mut out = self.stale(x.rows(), half);
         self.by_rows(out.data_mut(), half, |rows, part| {
@@ -398,7 +398,7 @@ impl Ops for Cpu {
             .flat_map(|row| kernels::top_experts(self.isa, row, k))
             .map(|(e, w)| (e, w * scale.values()[e as usize]))
             .unzip();
-        Routes { k, experts, weights }
+        Routes { id: self.id(), k, experts, weights }
     }
 
     fn experts(

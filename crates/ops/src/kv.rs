@@ -22,6 +22,8 @@ pub struct KvLayout {
     pub layers: Vec<KvLayerShape>,
     /// For each group how many positions a row sees, its own included; `None`: all.
     pub groups: Vec<Option<usize>>,
+    /// Whether later layers read the keys and values of the last of each group.
+    pub lent: bool,
 }
 
 impl KvLayout {
@@ -44,7 +46,12 @@ impl KvLayout {
                 KvLayerShape { heads, head_dim, group }
             })
             .collect();
-        Self { layers, groups }
+        Self { layers, groups, lent: false }
+    }
+
+    /// The same, whose last layers of each group are read by later ones.
+    pub fn lent(self, lent: bool) -> Self {
+        Self { lent, ..self }
     }
 
     /// Bytes of a block of 32 positions in all the layers of `group`.
@@ -83,6 +90,11 @@ impl KvCache {
     pub fn new(layout: &KvLayout, ty: KvType) -> Self {
         let layers = layout.layers.iter().map(|l| KvLayer::new(l.heads, l.head_dim, ty)).collect();
         Self { layers, layout: layout.clone() }
+    }
+
+    /// Whether layers read the keys and values of others.
+    pub(crate) fn lends(&self) -> bool {
+        self.layout.lent
     }
 
     /// Makes sure that blocks `0..count` of `group` exist.

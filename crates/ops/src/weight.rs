@@ -58,8 +58,8 @@ pub(crate) enum WeightData {
     Packed(Packed),
     /// For gathering rows alone, some `columns` of rows of `k`.
     Table { ty: BlockType, n: usize, columns: Range<usize>, k: usize, bytes: SharedBytes },
-    /// A weight that a tape keeps, by its number there.
-    Taped { index: usize, n: usize, k: usize },
+    /// A weight that a tape keeps, by its number there, or some of its columns.
+    Taped { index: usize, n: usize, columns: Range<usize> },
 }
 
 impl Weight {
@@ -80,24 +80,34 @@ impl Weight {
     pub fn k(&self) -> usize {
         match &*self.0 {
             WeightData::Packed(p) => p.k,
-            WeightData::Table { columns, .. } => columns.len(),
-            WeightData::Taped { k, .. } => *k,
+            WeightData::Table { columns, .. } | WeightData::Taped { columns, .. } => columns.len(),
         }
     }
 
     /// Some columns of a table, as a table: `None` where they would cut a block of its type.
     pub fn columns(&self, part: Range<usize>) -> Option<Weight> {
-        let WeightData::Table { ty, n, columns, k, bytes } = &*self.0 else { return None };
+        let (columns, len) = match &*self.0 {
+            WeightData::Packed(_) => return None,
+            WeightData::Table { columns, ty, .. } => (columns, ty.block_len()),
+            WeightData::Taped { columns, .. } => (columns, 1),
+        };
         let part = columns.start + part.start..columns.start + part.end;
-        let len = ty.block_len();
         if part.end > columns.end
             || !part.start.is_multiple_of(len)
             || !part.len().is_multiple_of(len)
         {
             return None;
         }
-        let (ty, n, k, bytes) = (*ty, *n, *k, bytes.clone());
-        Some(Weight(Arc::new(WeightData::Table { ty, n, columns: part, k, bytes })))
+        Some(Weight(Arc::new(match &*self.0 {
+            WeightData::Packed(_) => return None,
+            WeightData::Table { ty, n, k, bytes, .. } => {
+                let (ty, n, k, bytes) = (*ty, *n, *k, bytes.clone());
+                WeightData::Table { ty, n, columns: part, k, bytes }
+            }
+            WeightData::Taped { index, n, .. } => {
+                WeightData::Taped { index: *index, n: *n, columns: part }
+            }
+        })))
     }
 
     /// Bytes that a product with it reads: 0 for a table, and on a tape.

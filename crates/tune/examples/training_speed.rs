@@ -1,29 +1,33 @@
 //! Training speed and memory, to put beside tools/training_peer.py:
 //!
-//!     cargo run --release -p lapidary-tune --example training_speed -- MODEL full|lora BATCH LENGTH [STEPS [MIB]] [bf16|bf16-amx]
+//!     cargo run --release -p lapidary-tune --example training_speed -- MODEL full|lora BATCH LENGTH [STEPS [MIB]] [bf16|bf16-amx] [8bit]
 //!
 //! MIB is the memory for activations; what does not fit is computed again. bf16 and bf16-amx: matrices
-//! are multiplied in bfloat16.
+//! are multiplied in bfloat16. 8bit: the optimiser's moments take a byte each.
 
 use lapidary_formats::Checkpoint;
-use lapidary_tune::{LoraOptions, Method, ProductPrecision, Sequence, TrainOptions, Trainer};
+use lapidary_tune::{LoraOptions, Method, ProductPrecision, Sequence, StatePrecision, TrainOptions, Trainer};
 use std::path::Path;
 use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let state = match args.pop_if(|last| last == "8bit") {
+        Some(_) => StatePrecision::Bits8,
+        None => StatePrecision::default(),
+    };
     let precision = match args.pop_if(|last| last.starts_with("bf16")).as_deref() {
         None => ProductPrecision::F32,
         Some("bf16") => ProductPrecision::Bf16,
         Some("bf16-amx") => ProductPrecision::Bf16Amx,
         Some(other) => return Err(format!("{other}: bf16 or bf16-amx was expected").into()),
     };
-    let usage = "training_speed MODEL full|lora BATCH LENGTH [STEPS [MIB]] [bf16|bf16-amx]";
+    let usage = "training_speed MODEL full|lora BATCH LENGTH [STEPS [MIB]] [bf16|bf16-amx] [8bit]";
     let [model, method, batch, length, rest @ ..] = &args[..] else { return Err(usage.into()) };
     let (batch, length): (u32, u32) = (batch.parse()?, length.parse()?);
     let number = |i: usize| rest.get(i).map(|a| a.parse::<usize>()).transpose();
     let steps = number(0)?.unwrap_or(4);
-    let mut options = TrainOptions { precision, ..TrainOptions::default() };
+    let mut options = TrainOptions { precision, state, ..TrainOptions::default() };
     if let Some(mib) = number(1)? {
         options.activation_memory = mib << 20;
     }

@@ -10,7 +10,7 @@
 
 use crate::optimizer::Optimizer;
 use crate::{Method, Pair, Sequence, StepReport, TrainOptions};
-use lapidary_formats::{Checkpoint, FormatError};
+use lapidary_formats::{Checkpoint, FormatError, Source};
 use lapidary_model::Model;
 use lapidary_ops::{
     Isa, KvCache, KvType, LoraSpec, Ops, Pass, Pool, Rows, Span, Tape, Tensor, Trained,
@@ -25,7 +25,10 @@ const LOGIT_ROWS: usize = 256;
 /// Tokens that an evaluation computes at a time.
 const EVALUATE: usize = 4096;
 /// The families whose operations all have a gradient.
-const FAMILIES: [&str; 6] = ["gemma", "gemma2", "gemma3", "llama", "gpt2", "gpt_neo"];
+const FAMILIES: [&str; 8] =
+    ["gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "llama", "gpt2", "gpt_neo"];
+/// Families of which a GGUF file of whole trained weights can't be written.
+const LATER: [&str; 2] = ["gemma3n", "gemma4"];
 /// The projections of their blocks: what an empty list of targets stands for.
 const PROJECTIONS: [&str; 11] = [
     "q_proj",
@@ -148,6 +151,14 @@ impl Trainer {
             let known = FAMILIES.join(", ");
             let problem = format!("{} can't be trained yet; there are {known}", info.family);
             return Err(wrong("architecture", problem));
+        }
+        let in_gguf = matches!(checkpoint.source(), Source::Gguf(_));
+        if in_gguf && LATER.contains(&info.family) && options.method == Method::Full {
+            let problem = format!(
+                "whole weights of {} are trained from Hugging Face files; adapters from GGUF too",
+                info.family
+            );
+            return Err(wrong("general.architecture", problem));
         }
         if options.muon.is_some() && options.method != Method::Full {
             let problem = "muon is for whole weights; adapters are trained with adamw".to_owned();

@@ -59,9 +59,22 @@ fn compare(family: &str, activation_memory: usize, micro: usize) -> Option<(f64,
 
 #[test]
 fn every_family_has_the_reference_s_gradients() {
-    for family in
-        ["gemma", "gemma2", "gemma3_text", "llama_gqa", "llama_mha", "gpt2", "gpt3", "gpt_neo"]
-    {
+    for family in [
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "gemma3n_text",
+        "gemma4_text",
+        "gemma4_12b",
+        "gemma4_31b",
+        "gemma4_26b_a4b",
+        "gemma4_e2b",
+        "llama_gqa",
+        "llama_mha",
+        "gpt2",
+        "gpt3",
+        "gpt_neo",
+    ] {
         let mut seen = Vec::new();
         for (memory, micro) in [(0, 2), (usize::MAX, 2), (0, 1)] {
             let Some((worst, length)) = compare(family, memory, micro) else { return };

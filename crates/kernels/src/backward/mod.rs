@@ -7,6 +7,7 @@
 
 mod attention;
 mod gemm;
+mod mixing;
 mod optimizer;
 mod pack;
 mod rowwise;
@@ -14,6 +15,7 @@ mod tiles;
 
 pub use attention::{AttendGradients, attend_backward, attend_forward};
 pub use gemm::{Gemm, Precision};
+pub use mixing::{match_rms_backward, mix_backward, sparsify_backward};
 pub use optimizer::{Adam, Moments, MomentsMut, adamw, adamw_factored, sum_of_squares};
 pub use pack::Operand;
 pub use rowwise::{

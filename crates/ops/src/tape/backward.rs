@@ -1,14 +1,15 @@
 //! The operations, backward: from the gradient of an output to those of its inputs.
 
-use super::{Kept, LoraNode, Node, Saved, Tape};
+use super::{Attended, Kept, LoraNode, Mixed, Node, Part, Saved, Tape};
 use crate::{Ops, Tensor, Vector};
 use lapidary_kernels::backward::{self as kernels, AttendGradients, Operand};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Mutex;
 
 /// Rows whose share of a vector's gradient is summed by itself: fixed, so that threads leave no
 /// trace.
-const ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
 
 /// What the way back has in hand, by the ids of tensors.
 #[derive(Default)]
@@ -50,17 +51,20 @@ impl Tape {
 
     /// Adds to the gradient of a tensor.
     fn give(&mut self, back: &mut Back, id: u64, g: Tensor) {
-        match back.gradients.remove(&id) {
-            None => back.gradients.insert(id, g),
-            Some(mut sum) => {
-                let cols = sum.cols();
-                self.by_rows(sum.data_mut(), cols, |first, part| {
-                    let g = &g.data()[first * cols..first * cols + part.len()];
-                    part.iter_mut().zip(g).for_each(|(s, g)| *s += g);
-                });
-                back.gradients.insert(id, sum)
-            }
+        let sum = match back.gradients.remove(&id) {
+            None => g,
+            Some(sum) => self.sum(sum, &g),
         };
+        back.gradients.insert(id, sum);
+    }
+
+    fn sum(&self, mut sum: Tensor, more: &Tensor) -> Tensor {
+        let cols = sum.cols();
+        self.by_rows(sum.data_mut(), cols, |first, part| {
+            let more = &more.data()[first * cols..first * cols + part.len()];
+            part.iter_mut().zip(more).for_each(|(s, m)| *s += m);
+        });
+        sum
     }
 
     /// An operand, made again if it was not kept.
@@ -104,7 +108,9 @@ impl Tape {
         // Without a gradient the output went nowhere.
         let Some(g) = back.gradients.remove(&out) else { return };
         match node {
-            Node::Embed { weight, ids, scale, .. } => self.embed_back(weight, &ids, scale, &g),
+            Node::Embed { weight, columns, ids, scale, .. } => {
+                self.embed_back(weight, columns, &ids, scale, &g);
+            }
             Node::Linear { weight, bias, x, lora, .. } => {
                 let dx = self.linear_back(weight, bias, &x, lora, &g, back);
                 self.give(back, x.id, dx);
@@ -117,18 +123,25 @@ impl Tape {
                 let dx = self.norm_back(&x, &weight, Some(&bias), eps, &g);
                 self.give(back, x.id(), dx);
             }
-            Node::Attend { q, k, v, spec, spans, .. } => {
+            Node::Attend { q, k, v, of, .. } => {
                 let ids = [q.id, k.id, v.id];
-                let [q, k, v] = [q, k, v].map(|x| self.recall(&x, back));
-                let stale = |t: &mut Tape, x: &Tensor| t.cpu.stale(x.rows(), x.cols());
-                let (mut dq, mut dk, mut dv) = (stale(self, &q), stale(self, &k), stale(self, &v));
-                let to =
-                    AttendGradients { dq: dq.data_mut(), dk: dk.data_mut(), dv: dv.data_mut() };
-                let inputs = [q.data(), k.data(), v.data()];
-                kernels::attend_backward(&self.gemm, &spec, &spans, inputs, g.data(), to);
-                for (id, g) in ids.into_iter().zip([dq, dk, dv]) {
+                let inputs = [q, k, v].map(|x| self.recall(&x, back));
+                for (id, g) in ids.into_iter().zip(self.attend_back(&inputs, &of, &g)) {
                     self.give(back, id, g);
                 }
+                let mine = self.lent.get_mut(&of.spec.window).filter(|l| l.layer == of.layer);
+                if let Some([dk, dv]) = mine.and_then(|l| l.gradients.take()) {
+                    self.give(back, ids[1], dk);
+                    self.give(back, ids[2], dv);
+                }
+            }
+            Node::AttendShared { q, of, .. } => {
+                let id = q.id;
+                let q = self.recall(&q, back);
+                let [k, v] = self.borrow(&of);
+                let [dq, dk, dv] = self.attend_back(&[q, k, v], &of, &g);
+                self.give(back, id, dq);
+                self.give_back(&of, [dk, dv]);
             }
             Node::Gated { gate, up, kind, .. } => {
                 let (dgate, dup) = self.gated_back(&gate, &up, kind, g);
@@ -140,18 +153,73 @@ impl Tape {
                 self.give(back, x, g);
             }
             Node::Gather { x, of, rows, .. } => {
-                let mut dx = self.zeros(of, g.cols());
+                let dx = back.gradients.remove(&x);
+                let mut dx = dx.unwrap_or_else(|| self.zeros(of, g.cols()));
                 self.scatter_add(&mut dx, &rows, &g);
+                back.gradients.insert(x, dx);
+            }
+            Node::Affine { x, scale, .. } => {
+                let dx = self.affine_back(&x, &scale, g);
+                self.give(back, x.id(), dx);
+            }
+            Node::Mix { x, cols, coefs, width, .. } => {
+                let (dx, dcoefs) = self.mix_back(cols, &coefs, width, &g);
                 self.give(back, x, dx);
+                if let (Mixed::Each(coefs, _), Some(dcoefs)) = (&coefs, dcoefs) {
+                    self.give(back, coefs.id(), dcoefs);
+                }
+            }
+            Node::MatchRms { x, like, .. } => {
+                let (dx, dlike) = self.match_back(&x, &like, g);
+                self.give(back, x.id(), dx);
+                self.give(back, like.id(), dlike);
+            }
+            Node::Route { scores, k, scale, .. } => {
+                let dscores = self.route_back(&scores, k, &scale, &g);
+                self.give(back, scores.id(), dscores);
+            }
+            Node::GatedHalves { x, kind, .. } => {
+                let dx = self.gated_halves_back(&x, kind, &g);
+                self.give(back, x.id(), dx);
+            }
+            Node::Experts { parts, routes, .. } => {
+                let mut dweights = self.zeros(g.rows(), routes.k);
+                for Part { expert, made } in parts {
+                    let dmade = self.expert_back(expert, &made, &routes, &g, &mut dweights);
+                    self.give(back, made.id(), dmade);
+                }
+                self.give(back, routes.id, dweights);
             }
             Node::Rope { .. }
             | Node::Activation { .. }
             | Node::Scale { .. }
-            | Node::Softcap { .. } => {
+            | Node::Softcap { .. }
+            | Node::Sparsify { .. } => {
                 let (id, dx) = self.in_place_back(node, g);
                 self.give(back, id, dx);
             }
         }
+    }
+
+    fn attend_back(&mut self, [q, k, v]: &[Tensor; 3], of: &Attended, g: &Tensor) -> [Tensor; 3] {
+        let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| self.cpu.stale(x.rows(), x.cols()));
+        let to = AttendGradients { dq: dq.data_mut(), dk: dk.data_mut(), dv: dv.data_mut() };
+        let inputs = [q.data(), k.data(), v.data()];
+        kernels::attend_backward(&self.gemm, &of.spec, &of.spans, inputs, g.data(), to);
+        [dq, dk, dv]
+    }
+
+    /// Adds to the gradients of keys and values that another layer lent.
+    fn give_back(&mut self, of: &Attended, more: [Tensor; 2]) {
+        let Some(mut lent) = self.lent.remove(&of.spec.window) else { return };
+        lent.gradients = Some(match lent.gradients.take() {
+            None => more,
+            Some([keys, values]) => {
+                let [dk, dv] = more;
+                [self.sum(keys, &dk), self.sum(values, &dv)]
+            }
+        });
+        self.lent.insert(of.spec.window, lent);
     }
 
     /// Operations of one tensor whose gradient changes in place.
@@ -192,6 +260,15 @@ impl Tape {
                 });
                 x
             }
+            Node::Sparsify { x, deviations, .. } => {
+                self.by_rows(g.data_mut(), cols, |first, part| {
+                    let x = x.data()[first * cols..].chunks_exact(cols);
+                    for (row, x) in part.chunks_exact_mut(cols).zip(x) {
+                        kernels::sparsify_backward(isa, x, deviations, row);
+                    }
+                });
+                x.id()
+            }
             _ => unreachable!("operations in place"),
         };
         (id, g)
@@ -220,9 +297,16 @@ impl Tape {
         (g, dup)
     }
 
-    fn embed_back(&mut self, weight: usize, ids: &[u32], scale: f32, g: &Tensor) {
+    fn embed_back(
+        &mut self,
+        weight: usize,
+        columns: Range<usize>,
+        ids: &[u32],
+        scale: f32,
+        g: &Tensor,
+    ) {
         let Kept::Param(index) = self.weights[weight] else { return };
-        let k = g.cols();
+        let k = self.params[index].shape[1];
         let pool = self.shared_pool();
         let grad = self.params[index].grad.get_mut();
         // Each part of the table looks for its ids, in the order of the tokens.
@@ -231,17 +315,17 @@ impl Tape {
         pool.run(parts.len(), &|i| {
             let mut part = parts[i].lock().unwrap_or_else(|e| e.into_inner());
             let range = i * each..(i + 1) * each;
-            for (&id, g) in ids.iter().zip(g.data().chunks_exact(k)) {
+            for (&id, g) in ids.iter().zip(g.data().chunks_exact(columns.len())) {
                 if range.contains(&(id as usize)) {
-                    let at = (id as usize - range.start) * k;
-                    part[at..at + k].iter_mut().zip(g).for_each(|(p, g)| *p += g * scale);
+                    let at = (id as usize - range.start) * k + columns.start;
+                    part[at..at + g.len()].iter_mut().zip(g).for_each(|(p, g)| *p += g * scale);
                 }
             }
         });
     }
 
     /// Sums over rows: of each block of [`ROWS`], then of the blocks in order.
-    fn sum_rows(&mut self, param: Option<usize>, blocks: &[Vec<f32>]) {
+    pub(super) fn sum_rows(&mut self, param: Option<usize>, blocks: &[Vec<f32>]) {
         let Some(index) = param else { return };
         let grad = self.params[index].grad.get_mut();
         for block in blocks {
@@ -249,7 +333,8 @@ impl Tape {
         }
     }
 
-    fn bias_back(&mut self, bias: usize, g: &Tensor) {
+    /// The sums of each block of [`ROWS`].
+    pub(super) fn sums_of_rows(&self, g: &Tensor) -> Vec<Vec<f32>> {
         let n = g.cols();
         let rows: Vec<&[f32]> = g.data().chunks(ROWS * n).collect();
         let blocks: Vec<Mutex<Vec<f32>>> = rows.iter().map(|_| Mutex::default()).collect();
@@ -260,8 +345,7 @@ impl Tape {
             }
             *blocks[i].lock().unwrap_or_else(|e| e.into_inner()) = sum;
         });
-        let blocks: Vec<Vec<f32>> = blocks.into_iter().map(inner).collect();
-        self.sum_rows(Some(bias), &blocks);
+        blocks.into_iter().map(inner).collect()
     }
 
     fn norm_back(
@@ -305,7 +389,8 @@ impl Tape {
         back: &mut Back,
     ) -> Tensor {
         if let Some(bias) = bias {
-            self.bias_back(bias, g);
+            let sums = self.sums_of_rows(g);
+            self.sum_rows(Some(bias), &sums);
         }
         let (rows, n, k) = (g.rows(), g.cols(), x.cols);
         let needed = lora.is_some() || matches!(self.weights[weight], Kept::Param(_));
@@ -327,7 +412,6 @@ impl Tape {
                 let b = Operand::WeightsTransposed(weight);
                 self.gemm.product(shape, dy, b, dx.data_mut(), false);
             }
-            Kept::Table(_) => unreachable!("a table takes no product"),
         }
         if let (Some(lora), Some(x)) = (lora, x) {
             self.lora_back(&lora, x, g, &mut dx);

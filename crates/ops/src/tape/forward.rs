@@ -1,12 +1,14 @@
 //! The operations, forward.
 
-use super::{Kept, LoraNode, Node, Saved, Tape, named};
+use super::{Attended, Kept, Lent, LoraNode, Mixed, Node, Part, Saved, Tape, named};
+use crate::weight::WeightData;
 use crate::{
     Activation, AttentionSpec, Coefs, KvCache, Linear, Ops, PackError, ParamName, RawMatrix, Rope,
     Routes, Rows, Tensor, Vector, Weight,
 };
 use lapidary_kernels::backward::{self as kernels, Operand};
 use lapidary_kernels::{FloatRows, product_f32};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Rows below which a product reads frozen weights in place; packing them would take longer.
@@ -36,9 +38,40 @@ impl Tape {
                 let b = Operand::Weights(weight);
                 self.gemm.product([rows, n, k], a, b, out.data_mut(), false);
             }
-            Kept::Table(_) => panic!("a table of rows takes no product"),
         }
         out
+    }
+
+    /// Whether the rows go through a cache, which can't be recorded.
+    fn is_cached(&self, rows: &Rows) -> bool {
+        let cached = rows.spans.iter().any(|s| !s.tables.is_empty());
+        assert!(!cached || !self.recording, "a cache can't be recorded");
+        assert!(cached || rows.together.is_empty(), "rows that see ahead: no gradient");
+        cached
+    }
+
+    fn attend_whole(&mut self, [q, k, v]: [&Tensor; 3], of: &Attended) -> Tensor {
+        let mut out = self.cpu.stale(q.rows(), q.cols());
+        let inputs = [q.data(), k.data(), v.data()];
+        kernels::attend_forward(&self.gemm, &of.spec, &of.spans, inputs, out.data_mut());
+        out
+    }
+
+    /// Keeps a layer's keys and values for later ones that read them. A layer that is computed
+    /// again keeps what its readers have given back.
+    fn lend(&mut self, of: &Attended, keys: &Tensor, values: &Tensor) {
+        let before = self.lent.remove(&of.spec.window).filter(|l| l.layer == of.layer);
+        let gradients = before.and_then(|l| l.gradients);
+        let (keys, values) = (keys.share(), values.share());
+        self.lent.insert(of.spec.window, Lent { layer: of.layer, keys, values, gradients });
+    }
+
+    /// The keys and values of another layer.
+    pub(super) fn borrow(&self, of: &Attended) -> [Tensor; 2] {
+        match self.lent.get(&of.spec.window) {
+            Some(l) if l.layer == of.layer => [l.keys.share(), l.values.share()],
+            _ => panic!("layer {} is not the last of its kind with keys", of.layer),
+        }
     }
 
     /// Adds an adapter's share to `out`.
@@ -71,6 +104,11 @@ impl Tape {
     }
 }
 
+/// Whole sequences: the rows of each.
+fn whole(rows: &Rows) -> Vec<Range<usize>> {
+    rows.spans.iter().map(|s| s.rows.clone()).collect()
+}
+
 impl Ops for Tape {
     fn matrix(&mut self, raw: RawMatrix) -> Result<Weight, PackError> {
         self.add_matrix(raw)
@@ -85,29 +123,30 @@ impl Ops for Tape {
     }
 
     fn embed(&mut self, weight: &Weight, ids: &[u32], scale: f32) -> Tensor {
-        let (index, k) = (self.kept(weight), weight.k());
+        let WeightData::Taped { index, columns, .. } = &*weight.0 else {
+            // A frozen table.
+            return self.cpu.embed(weight, ids, scale);
+        };
+        let (index, columns, k) = (*index, columns.clone(), columns.len());
         let mut out = self.cpu.stale(ids.len(), k);
-        if let Kept::Table(table) = &self.weights[index] {
-            let table = table.clone();
-            return self.cpu.embed(&table, ids, scale);
-        }
         let isa = self.gemm.isa();
         self.by_rows(out.data_mut(), k, |first, part| {
             for (&id, out) in ids[first..].iter().zip(part.chunks_exact_mut(k)) {
                 match &self.weights[index] {
                     Kept::Param(i) => {
-                        let at = id as usize * k;
-                        out.copy_from_slice(&self.params[*i].values[at..at + k]);
+                        let p = &self.params[*i];
+                        let at = id as usize * p.shape[1] + columns.start;
+                        out.copy_from_slice(&p.values[at..at + k]);
                     }
                     Kept::Frozen { weight, .. } => weight.row(isa, id as usize, out),
-                    Kept::Table(_) => unreachable!("handled above"),
                 }
                 if scale != 1.0 {
                     out.iter_mut().for_each(|x| *x *= scale);
                 }
             }
         });
-        self.note(Node::Embed { weight: index, ids: ids.to_vec(), scale, out: out.id() });
+        let ids = ids.to_vec();
+        self.note(Node::Embed { weight: index, columns, ids, scale, out: out.id() });
         out
     }
 
@@ -173,17 +212,16 @@ impl Ops for Tape {
         rows: &Rows,
         cache: &mut KvCache,
     ) -> Tensor {
-        if rows.spans.iter().any(|s| !s.tables.is_empty()) {
-            assert!(!self.recording, "a cache can't be recorded");
+        if self.is_cached(rows) {
             return self.cpu.attend(q, k, v, spec, layer, rows, cache);
         }
-        assert!(rows.together.is_empty(), "rows that see ahead: no gradient");
-        let spans: Vec<_> = rows.spans.iter().map(|s| s.rows.clone()).collect();
-        let mut out = self.cpu.stale(q.rows(), q.cols());
-        let inputs = [q.data(), k.data(), v.data()];
-        kernels::attend_forward(&self.gemm, spec, &spans, inputs, out.data_mut());
+        let of = Attended { spec: *spec, spans: whole(rows), layer };
+        let out = self.attend_whole([q, k, v], &of);
+        if cache.lends() {
+            self.lend(&of, k, v);
+        }
         let (q, k, v) = (self.save(q), self.save(k), self.save(v));
-        self.note(Node::Attend { q, k, v, spec: *spec, spans, out: out.id() });
+        self.note(Node::Attend { q, k, v, of, out: out.id() });
         out
     }
 
@@ -195,24 +233,63 @@ impl Ops for Tape {
         rows: &Rows,
         cache: &KvCache,
     ) -> Tensor {
-        self.no_backward("attention to another layer's keys");
-        self.cpu.attend_shared(q, spec, layer, rows, cache)
+        if self.is_cached(rows) {
+            return self.cpu.attend_shared(q, spec, layer, rows, cache);
+        }
+        let of = Attended { spec: *spec, spans: whole(rows), layer };
+        let [k, v] = self.borrow(&of);
+        let out = self.attend_whole([q, &k, &v], &of);
+        let q = self.save(q);
+        self.note(Node::AttendShared { q, of, out: out.id() });
+        out
     }
 
     fn route(&mut self, scores: &Tensor, k: usize, scale: &Vector) -> Routes {
-        self.no_backward("routes to experts");
-        self.cpu.route(scores, k, scale)
+        let today = self.today(scale);
+        let routes = self.cpu.route(scores, k, &today);
+        if self.recording {
+            let (scores, scale) = (scores.share(), scale.clone());
+            self.note(Node::Route { scores, k, scale, out: routes.id });
+        }
+        routes
     }
 
     fn experts(
         &mut self,
-        _: &Tensor,
-        _: &Routes,
-        _: &[Linear],
-        _: &[Linear],
-        _: Activation,
+        x: &Tensor,
+        routes: &Routes,
+        gate_up: &[Linear],
+        down: &[Linear],
+        kind: Activation,
     ) -> Tensor {
-        panic!("experts have no place on a tape")
+        let mut out = self.zeros(x.rows(), down[0].weight.n());
+        let mut parts = Vec::new();
+        // In the order of the experts' numbers, as everywhere.
+        for (expert, (gate_up, down)) in gate_up.iter().zip(down).enumerate() {
+            let (rows, weights) = routes.rows(expert);
+            if rows.is_empty() {
+                continue;
+            }
+            let h = self.gather(x, &rows);
+            let h = self.linear(&h, gate_up);
+            let both = self.recording.then(|| h.share());
+            let h = self.cpu.gated_halves(&h, kind);
+            if let Some(x) = both {
+                self.note(Node::GatedHalves { x, kind, out: h.id() });
+            }
+            let made = self.linear(&h, down);
+            let cols = made.cols();
+            let weighted = made.data().chunks_exact(cols).zip(weights);
+            for (row, (made, weight)) in rows.into_iter().zip(weighted) {
+                let out = &mut out.data_mut()[row as usize * cols..(row as usize + 1) * cols];
+                out.iter_mut().zip(made).for_each(|(o, m)| *o = m.mul_add(weight, *o));
+            }
+            parts.push(Part { expert, made });
+        }
+        if self.recording {
+            self.note(Node::Experts { parts, routes: routes.clone(), out: out.id() });
+        }
+        out
     }
 
     fn activation(&mut self, x: Tensor, kind: Activation) -> Tensor {
@@ -255,23 +332,44 @@ impl Ops for Tape {
     }
 
     fn affine(&mut self, x: Tensor, scale: &Vector, shift: Option<&Vector>) -> Tensor {
-        self.no_backward("an affine map");
-        self.cpu.affine(x, scale, shift)
+        assert!(shift.is_none() || !self.recording, "a shift: no gradient");
+        let before = self.recording.then(|| x.share());
+        let today = self.today(scale);
+        let out = self.cpu.affine(x, &today, shift);
+        if let Some(x) = before {
+            self.note(Node::Affine { x, scale: scale.clone(), out: out.id() });
+        }
+        out
     }
 
     fn mix(&mut self, x: &Tensor, coefs: Coefs, width: usize) -> Tensor {
-        self.no_backward("a mixture of parts");
-        self.cpu.mix(x, coefs, width)
+        let out = self.cpu.mix(x, coefs, width);
+        if self.recording {
+            let coefs = match coefs {
+                Coefs::Same(coefs) => Mixed::Same(coefs.to_vec()),
+                Coefs::Each(coefs) => Mixed::Each(coefs.share(), x.share()),
+            };
+            self.note(Node::Mix { x: x.id(), cols: x.cols(), coefs, width, out: out.id() });
+        }
+        out
     }
 
     fn match_rms(&mut self, x: Tensor, like: &Tensor) -> Tensor {
-        self.no_backward("a matched norm");
-        self.cpu.match_rms(x, like)
+        let before = self.recording.then(|| x.share());
+        let out = self.cpu.match_rms(x, like);
+        if let Some(x) = before {
+            self.note(Node::MatchRms { x, like: like.share(), out: out.id() });
+        }
+        out
     }
 
     fn sparsify(&mut self, x: Tensor, deviations: f32) -> Tensor {
-        self.no_backward("sparse activations");
-        self.cpu.sparsify(x, deviations)
+        let before = self.recording.then(|| x.share());
+        let out = self.cpu.sparsify(x, deviations);
+        if let Some(x) = before {
+            self.note(Node::Sparsify { x, deviations, out: out.id() });
+        }
+        out
     }
 
     fn clamp(&mut self, x: Tensor, low: f32, high: f32) -> Tensor {

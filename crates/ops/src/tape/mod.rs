@@ -8,15 +8,18 @@
 
 mod backward;
 mod forward;
+mod mixing;
 mod params;
 
 pub use params::{Adapter, Gradient, LoraSpec, Param, Trained};
 
 use crate::{
-    Activation, AttentionSpec, Cpu, Isa, Pool, Rope, Tensor, Vector, Weight, weight::WeightData,
+    Activation, AttentionSpec, Cpu, Isa, Pool, Rope, Routes, Tensor, Vector, Weight,
+    weight::WeightData,
 };
 use lapidary_kernels::backward::{self as kernels, Gemm, Precision};
 use lapidary_kernels::{Heap, Packed};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -43,6 +46,8 @@ pub struct Tape {
     nodes: Vec<Node>,
     recording: bool,
     pass: Pass,
+    /// By the window, which tells kinds of layers apart.
+    lent: HashMap<Option<usize>, Lent>,
 }
 
 /// A weight matrix of the model.
@@ -51,24 +56,43 @@ enum Kept {
     Param(usize),
     /// Frozen, perhaps with a part of an adapter.
     Frozen { weight: Packed, adapter: Option<(usize, (usize, usize))> },
-    /// Frozen; only rows are gathered.
-    Table(Weight),
 }
 
 /// An operation that was recorded: the ids of the tensors, and what its backward needs.
 enum Node {
-    Embed { weight: usize, ids: Vec<u32>, scale: f32, out: u64 },
+    Embed { weight: usize, columns: Range<usize>, ids: Vec<u32>, scale: f32, out: u64 },
     Linear { weight: usize, bias: Option<usize>, x: Saved, lora: Option<Box<LoraNode>>, out: u64 },
     RmsNorm { x: Tensor, weight: Vector, eps: f32, out: u64 },
     LayerNorm { x: Tensor, weight: Vector, bias: Vector, eps: f32, out: u64 },
     Rope { x: u64, rope: Rope, positions: Arc<Vec<usize>>, out: u64 },
-    Attend { q: Saved, k: Saved, v: Saved, spec: AttentionSpec, spans: Vec<Range<usize>>, out: u64 },
+    Attend { q: Saved, k: Saved, v: Saved, of: Attended, out: u64 },
+    AttendShared { q: Saved, of: Attended, out: u64 },
     Activation { x: Tensor, kind: Activation, out: u64 },
     Gated { gate: Tensor, up: Tensor, kind: Activation, out: u64 },
     Add { x: u64, y: u64, out: u64 },
     Scale { x: u64, factor: f32, out: u64 },
     Softcap { x: u64, cap: f32, y: Tensor },
     Gather { x: u64, of: usize, rows: Vec<u32>, out: u64 },
+    Affine { x: Tensor, scale: Vector, out: u64 },
+    Mix { x: u64, cols: usize, coefs: Mixed, width: usize, out: u64 },
+    MatchRms { x: Tensor, like: Tensor, out: u64 },
+    Sparsify { x: Tensor, deviations: f32, out: u64 },
+    Route { scores: Tensor, k: usize, scale: Vector, out: u64 },
+    GatedHalves { x: Tensor, kind: Activation, out: u64 },
+    Experts { parts: Vec<Part>, routes: Routes, out: u64 },
+}
+
+/// What an expert made of the rows that go to it.
+struct Part {
+    expert: usize,
+    made: Tensor,
+}
+
+/// The coefficients of a mixture.
+enum Mixed {
+    Same(Vec<f32>),
+    /// Those of each row, and what was mixed.
+    Each(Tensor, Tensor),
 }
 
 impl Node {
@@ -81,11 +105,19 @@ impl Node {
             | Node::LayerNorm { out, .. }
             | Node::Rope { out, .. }
             | Node::Attend { out, .. }
+            | Node::AttendShared { out, .. }
             | Node::Activation { out, .. }
             | Node::Gated { out, .. }
             | Node::Add { out, .. }
             | Node::Scale { out, .. }
-            | Node::Gather { out, .. } => *out,
+            | Node::Gather { out, .. }
+            | Node::Affine { out, .. }
+            | Node::Mix { out, .. }
+            | Node::MatchRms { out, .. }
+            | Node::Sparsify { out, .. }
+            | Node::Route { out, .. }
+            | Node::GatedHalves { out, .. }
+            | Node::Experts { out, .. } => *out,
             Node::Softcap { y, .. } => y.id(),
         }
     }
@@ -97,6 +129,24 @@ struct Saved {
     cols: usize,
     /// `None`: made again from the recording, if it is asked for at all.
     kept: Option<Tensor>,
+}
+
+/// How rows attended.
+struct Attended {
+    spec: AttentionSpec,
+    /// Rows of each sequence.
+    spans: Vec<Range<usize>>,
+    /// The layer whose keys and values they saw, by its place in a cache.
+    layer: usize,
+}
+
+/// Keys and values that later layers may read: those of the last layer of its kind.
+struct Lent {
+    layer: usize,
+    keys: Tensor,
+    values: Tensor,
+    /// What the readers have given back so far.
+    gradients: Option<[Tensor; 2]>,
 }
 
 /// What the backward of an adapter needs beside its input.
@@ -123,6 +173,7 @@ impl Tape {
             nodes: Vec::new(),
             recording: false,
             pass: Pass::default(),
+            lent: HashMap::new(),
         }
     }
 

@@ -145,17 +145,16 @@ impl Tape {
 
     pub(super) fn add_table(&mut self, raw: RawMatrix) -> Result<Weight, PackError> {
         let (n, k) = (raw.n, raw.k);
-        let kept = if self.trained == Trained::All {
-            self.trained_matrix(raw)?
-        } else {
-            Kept::Table(crate::Ops::table(&mut self.cpu, raw)?)
-        };
+        if self.trained != Trained::All {
+            return crate::Ops::table(&mut self.cpu, raw);
+        }
+        let kept = self.trained_matrix(raw)?;
         Ok(self.keep(kept, [n, k]))
     }
 
     fn keep(&mut self, kept: Kept, [n, k]: [usize; 2]) -> Weight {
         self.weights.push(kept);
-        Weight(Arc::new(WeightData::Taped { index: self.weights.len() - 1, n, k }))
+        Weight(Arc::new(WeightData::Taped { index: self.weights.len() - 1, n, columns: 0..k }))
     }
 
     fn trained_matrix(&mut self, raw: RawMatrix) -> Result<Kept, PackError> {

@@ -109,7 +109,8 @@ fn write_hf(trainer: &Trainer, base: &Checkpoint, dir: &Path, out: &Path) -> Res
     let mut file = safetensors::create(&out.join("model.safetensors"), &specs, &metadata)?;
     for t in base.tensors() {
         match trained.remove(&*t.name) {
-            Some(new) if new.shape == t.shape => {
+            // A matrix of experts has their number and their outputs apart there.
+            Some(new) if new.shape == t.shape || new.shape == flat(&t.shape) => {
                 file.write(&t.name, &encode(&new.values, t.dtype, t)?)?;
             }
             Some(new) => return Err(t.wrong(format!("{:?} was trained", new.shape))),
@@ -123,6 +124,14 @@ fn write_hf(trainer: &Trainer, base: &Checkpoint, dir: &Path, out: &Path) -> Res
     }
     copy_settings(dir, out)?;
     file.finish()
+}
+
+/// The shape of a tensor as one matrix.
+fn flat(shape: &[usize]) -> Vec<usize> {
+    match shape {
+        [rows @ .., columns] => vec![rows.iter().product(), *columns],
+        [] => Vec::new(),
+    }
 }
 
 /// A GGUF file; what was quantised is BF16 afterwards.
