@@ -6,7 +6,9 @@
 //! are multiplied in bfloat16. 8bit: the optimiser's moments take a byte each.
 
 use lapidary_formats::Checkpoint;
-use lapidary_tune::{LoraOptions, Method, ProductPrecision, Sequence, StatePrecision, TrainOptions, Trainer};
+use lapidary_tune::{
+    LoraOptions, Method, ProductPrecision, Sequence, StatePrecision, TrainOptions, Trainer,
+};
 use std::path::Path;
 use std::time::Instant;
 

@@ -369,6 +369,32 @@ fn the_assistant_s_turns_alone_are_learnt() {
     println!("{} templates", texts.len());
 }
 
+/// Gemma 4's larger models are asked to go on from an empty thought, which a conversation that is over
+/// does not show: the answers are learnt behind it, as a chat gets them.
+#[test]
+fn answers_are_learnt_behind_the_prompt_s_end() {
+    let Some(dir) = shared("fixtures") else { return };
+    for (model, thought) in [("gemma4_31b", true), ("gemma4_e2b", false)] {
+        let checkpoint = Checkpoint::open(&dir.join("models").join(model)).unwrap();
+        let text = Arc::new(Text::open(&checkpoint).unwrap());
+        for n in [1, 3] {
+            let sequence = encoded(&text, &turns(n));
+            let want: Vec<String> = (0..n).map(|i| format!("Answer {i}.<turn|>")).collect();
+            assert_eq!(learnt(&text, &sequence), want, "{model}");
+            let Document::Turns { messages, .. } = turns(n) else { panic!() };
+            let prompt = text.render(&messages[..2 * n - 1], true, 0).unwrap();
+            assert_eq!(prompt.text.ends_with("thought\n<channel|>"), thought, "{model}");
+            if n == 1 {
+                let prompt = text.encode_rendered(&prompt);
+                assert_eq!(sequence.ids[..prompt.len()], prompt, "{model}");
+            }
+            let begins = text.tokenizer.id_of("<|channel>").unwrap();
+            let thoughts = sequence.ids.iter().filter(|id| **id == begins).count();
+            assert_eq!(thoughts, if thought { n } else { 0 }, "{model}");
+        }
+    }
+}
+
 /// For pre-training the questions are learnt too; the tokens are the same.
 #[test]
 fn conversations_can_be_learnt_whole() {

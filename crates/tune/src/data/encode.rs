@@ -115,10 +115,15 @@ impl Encoder {
     fn turns(&self, messages: &[Message], from: usize) -> Result<Sequence, Unfit> {
         let problem = |e: lapidary_formats::FormatError| Unfit::Problem(e.to_string());
         let whole = self.text.render(messages, false, NOW).map_err(problem)?;
+        let answers = (from..messages.len())
+            .filter(|turn| is_assistant(&messages[*turn]))
+            .map(|turn| self.answer(messages, turn, &whole))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(Unfit::Problem)?;
+        let (whole, answers) = prompted(whole, answers);
         let ids = self.text.encode_rendered(&whole);
         let mut learn = vec![false; ids.len()];
-        for turn in (from..messages.len()).filter(|i| is_assistant(&messages[*i])) {
-            let range = self.answer(messages, turn, &whole).map_err(Unfit::Problem)?;
+        for range in answers {
             // The tokens of what stands before a place begin those of the whole: up to a token
             // that lies across it, which counts to what follows.
             let before = |end: usize| common(&self.text.encode_rendered(&cut(&whole, end)), &ids);
@@ -129,26 +134,32 @@ impl Encoder {
     }
 
     /// The bytes of `whole` that the model itself has to write for turn `turn`: from where the
-    /// prompt of that turn ends, to the end of the turn.
+    /// prompt of that turn ends, to the end of the turn. And what that prompt has at its end that
+    /// `whole` has not: the empty thought of Gemma 4's larger models, which a chat asks them to go on from.
     fn answer(
         &self,
         messages: &[Message],
         turn: usize,
         whole: &Rendered,
-    ) -> Result<Range<usize>, String> {
+    ) -> Result<(Range<usize>, String), String> {
         let rendered = |turns: &[Message], prompt: bool| {
             self.text.render(turns, prompt, NOW).ok().map(|r| r.text)
         };
-        let prompt = rendered(&messages[..turn], true).filter(|p| whole.text.starts_with(p));
+        let asked = rendered(&messages[..turn], true);
+        let prompt = asked.as_ref().filter(|p| whole.text.starts_with(*p));
         let through = rendered(&messages[..=turn], false).filter(|t| whole.text.starts_with(t));
         if let (Some(prompt), Some(through)) = (prompt, through)
             && prompt.len() < through.len()
         {
-            return Ok(prompt.len()..through.trim_end().len().max(prompt.len()));
+            let words = prompt.len()..through.trim_end().len().max(prompt.len());
+            return Ok((words, String::new()));
         }
-        self.answer_by_mark(messages, turn, whole).ok_or_else(|| {
+        let words = self.answer_by_mark(messages, turn, whole).ok_or_else(|| {
             format!("the chat template doesn't show where turn {} begins and ends", turn + 1)
-        })
+        })?;
+        let more = asked.as_ref().and_then(|p| p.strip_prefix(&whole.text[..words.start]));
+        let more = more.unwrap_or_default().to_owned();
+        Ok((words, more))
     }
 
     /// The same for a template that writes a turn differently when others follow: the turn is
@@ -180,6 +191,26 @@ impl Encoder {
 
 fn is_assistant(message: &Message) -> bool {
     matches!(message.role.as_str(), "assistant" | "model")
+}
+
+/// The conversation with what each answer's prompt ends with written before it, and where the answers
+/// are then.
+fn prompted(
+    whole: Rendered,
+    answers: Vec<(Range<usize>, String)>,
+) -> (Rendered, Vec<Range<usize>>) {
+    let Rendered { mut text, mut literal } = whole;
+    let mut places: Vec<Range<usize>> = Vec::new();
+    let shift = |r: &mut Range<usize>, by: usize| *r = r.start + by..r.end + by;
+    // From the last on: what stands before stays where it is.
+    for (mut words, more) in answers.into_iter().rev() {
+        text.insert_str(words.start, &more);
+        literal.iter_mut().filter(|l| l.start >= words.start).for_each(|l| shift(l, more.len()));
+        places.iter_mut().for_each(|later| shift(later, more.len()));
+        shift(&mut words, more.len());
+        places.insert(0, words);
+    }
+    (Rendered { text, literal }, places)
 }
 
 /// The first `end` bytes of a prompt.
