@@ -59,6 +59,19 @@ pub fn architecture(model_type: &str) -> Option<&'static str> {
     })
 }
 
+/// Query and key heads of a Llama in GGUF, whose rows are reordered by them; `None` for every other family.
+///
+/// # Errors
+/// If a key is missing or of another type.
+pub fn paired_heads(metadata: &Metadata) -> Result<Option<(usize, usize)>> {
+    if metadata.str("general.architecture")? != "llama" {
+        return Ok(None);
+    }
+    let count = |key: &str| metadata.opt_u32(&format!("llama.attention.{key}"));
+    let query = count("head_count")?.unwrap_or(1);
+    Ok(Some((query as usize, count("head_count_kv")?.unwrap_or(query) as usize)))
+}
+
 /// The GGUF name of a tensor and what becomes of it; `None` for what is left out.
 pub fn rename(architecture: &str, name: &str, heads: (usize, usize)) -> Option<(String, Change)> {
     let rest = PREFIXES.iter().find_map(|p| name.strip_prefix(p)).unwrap_or(name);

@@ -272,9 +272,7 @@ fn merge_gguf(
         return Err(FormatError::new(out.display(), "", problem));
     }
     let architecture = metadata.str("general.architecture")?;
-    let count = |key: &str| metadata.opt_u32(&format!("{architecture}.attention.{key}"));
-    let query = count("head_count")?.unwrap_or(1) as usize;
-    let heads = (query, count("head_count_kv")?.unwrap_or(query as u32) as usize);
+    let heads = gguf_names::paired_heads(metadata)?.unwrap_or((1, 1));
     // Which projection of the adapter each GGUF tensor is.
     let mut modules: HashMap<String, (String, Change)> = HashMap::new();
     for module in adapter.factors.keys() {

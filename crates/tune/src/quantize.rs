@@ -127,9 +127,7 @@ fn plan(
             })?;
             gguf_names::metadata(checkpoint, &config, architecture, &mut metadata)?;
             text(checkpoint, dir, &mut metadata)?;
-            let heads = |key: &str| metadata.opt_u32(&format!("{architecture}.attention.{key}"));
-            let query = heads("head_count")?.unwrap_or(1) as usize;
-            let heads = (query, heads("head_count_kv")?.unwrap_or(query as u32) as usize);
+            let heads = gguf_names::paired_heads(&metadata)?.unwrap_or((1, 1));
             let mut all = Vec::new();
             for t in checkpoint.tensors() {
                 match gguf_names::rename(architecture, &t.name, heads) {

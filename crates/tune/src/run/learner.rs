@@ -205,7 +205,10 @@ fn write_adapter(trainer: &Trainer, base: &Checkpoint, out: &Path) -> Result<()>
     let Method::Lora(lora) = &trainer.options().method else {
         return Err(wrong("has no adapters"));
     };
-    let heads = paired_heads(base)?;
+    let heads = match base.source() {
+        Source::Gguf(metadata) => gguf_names::paired_heads(metadata)?,
+        Source::Hf { .. } => None,
+    };
     let mut tensors = Vec::new();
     let (mut modules, mut transposed) = (Vec::new(), false);
     for adapter in trainer.adapters() {
@@ -251,17 +254,6 @@ fn write_adapter(trainer: &Trainer, base: &Checkpoint, out: &Path) -> Result<()>
         file.write(&t.name, &bytes)?;
     }
     file.finish()
-}
-
-/// Query and key heads of a Llama in GGUF; `None` for every other base.
-fn paired_heads(base: &Checkpoint) -> Result<Option<(usize, usize)>> {
-    let Source::Gguf(metadata) = base.source() else { return Ok(None) };
-    if metadata.str("general.architecture")? != "llama" {
-        return Ok(None);
-    }
-    let count = |key: &str| metadata.opt_u32(&format!("llama.attention.{key}"));
-    let query = count("head_count")?.unwrap_or(1);
-    Ok(Some((query as usize, count("head_count_kv")?.unwrap_or(query) as usize)))
 }
 
 #[cfg(test)]
