@@ -1,6 +1,7 @@
 //! What llama.cpp's converter makes of a Hugging Face checkpoint: the names of tensors and of
 //! metadata, and the few tensors whose values it changes.
 
+use crate::gguf_gemma4;
 use lapidary_formats::gguf::Metadata;
 use lapidary_formats::{Checkpoint, Config, FormatError, Result};
 use lapidary_model::describe;
@@ -53,6 +54,7 @@ pub fn architecture(model_type: &str) -> Option<&'static str> {
         "gemma" => "gemma",
         "gemma2" => "gemma2",
         "gemma3" | "gemma3_text" => "gemma3",
+        "gemma4" | "gemma4_text" | "gemma4_unified" | "gemma4_unified_text" => "gemma4",
         "llama" => "llama",
         "gpt2" => "gpt2",
         _ => return None,
@@ -75,8 +77,14 @@ pub fn paired_heads(metadata: &Metadata) -> Result<Option<(usize, usize)>> {
 /// The GGUF name of a tensor and what becomes of it; `None` for what is left out.
 pub fn rename(architecture: &str, name: &str, heads: (usize, usize)) -> Option<(String, Change)> {
     let rest = PREFIXES.iter().find_map(|p| name.strip_prefix(p)).unwrap_or(name);
+    if architecture == "gemma4"
+        && let Some(gguf) = of_gemma4(rest)
+    {
+        return Some((gguf, Change::None));
+    }
     let (stem, end) = rest.rsplit_once('.')?;
-    let plus_one = |change| if architecture.starts_with("gemma") { change } else { Change::None };
+    let minus_one = matches!(architecture, "gemma" | "gemma2" | "gemma3");
+    let plus_one = |change| if minus_one { change } else { Change::None };
     let top = match stem {
         "embed_tokens" | "wte" => Some(("token_embd", Change::None)),
         "wpe" => Some(("position_embd", Change::None)),
@@ -107,6 +115,16 @@ pub fn rename(architecture: &str, name: &str, heads: (usize, usize)) -> Option<(
     Some((format!("blk.{layer}.{gguf}.{end}"), change))
 }
 
+/// Names that Gemma 4 alone has.
+fn of_gemma4(name: &str) -> Option<String> {
+    if let Some((_, gguf)) = gguf_gemma4::TOP.iter().find(|(hf, _)| *hf == name) {
+        return Some((*gguf).to_owned());
+    }
+    let (layer, part) = name.strip_prefix("layers.")?.split_once('.')?;
+    let (_, gguf) = gguf_gemma4::LAYER.iter().find(|(hf, _)| *hf == part)?;
+    Some(format!("blk.{layer}.{gguf}"))
+}
+
 /// The settings of a Hugging Face checkpoint as GGUF metadata.
 ///
 /// # Errors
@@ -119,7 +137,6 @@ pub fn metadata(
 ) -> Result<()> {
     let info = describe(checkpoint)?;
     let text = config.opt_object("text_config")?.unwrap_or_else(|| config.clone());
-    let attention = info.kv.layers[0];
     let count = |keys: &[&str]| -> Result<Option<usize>> {
         for key in keys {
             if let Some(n) = text.opt_usize(key)? {
@@ -128,12 +145,16 @@ pub fn metadata(
         }
         Ok(None)
     };
-    let missing = |key: &str| FormatError::new(text.file(), key, "missing");
-    let heads = count(&["num_attention_heads", "n_head"])?.ok_or_else(|| missing("heads"))?;
-    let ffn = count(&["intermediate_size", "n_inner"])?.unwrap_or(4 * info.width);
     out.insert("general.architecture", architecture.to_owned())?;
     out.insert("general.type", "model".to_owned())?;
     out.insert("general.quantization_version", 2u32)?;
+    if architecture == "gemma4" {
+        return gguf_gemma4::metadata(&info, &text, out);
+    }
+    let missing = |key: &str| FormatError::new(text.file(), key, "missing");
+    let heads = count(&["num_attention_heads", "n_head"])?.ok_or_else(|| missing("heads"))?;
+    let ffn = count(&["intermediate_size", "n_inner"])?.unwrap_or(4 * info.width);
+    let attention = info.kv.layers[0];
     let mut put = |key: &str, n: usize| out.insert(&format!("{architecture}.{key}"), n as u32);
     put("block_count", info.layers)?;
     put("context_length", info.context)?;

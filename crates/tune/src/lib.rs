@@ -3,6 +3,7 @@
 
 mod agreement;
 pub mod data;
+mod gguf_gemma4;
 mod gguf_names;
 mod importance;
 mod merge;

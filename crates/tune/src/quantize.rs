@@ -1,5 +1,6 @@
 //! `lapidary quantize`: a checkpoint to a GGUF file of another precision, some rows at a time.
 
+use crate::gguf_gemma4;
 use crate::gguf_names::{self, Change};
 use crate::importance::Importance;
 use crate::recipe::{Place, Recipe};
@@ -135,6 +136,11 @@ fn plan(
                     None => report.left_out.push(t.name.to_string()),
                 }
             }
+            if architecture == "gemma4" {
+                let text = config.opt_object("text_config")?.unwrap_or_else(|| config.clone());
+                let freqs = gguf_gemma4::rope_freqs(&lapidary_model::describe(checkpoint)?, &text)?;
+                all.push((freqs.clone(), freqs.name.to_string(), Change::None));
+            }
             all
         }
     };
@@ -170,7 +176,9 @@ fn types(
         let matrix = shape.len() > 1 && name.ends_with(".weight");
         let ty = match shape.last() {
             Some(_) if matrix && KEPT.iter().any(|part| name.contains(part)) => {
-                if source.block_len() == 1 { source } else { BlockType::F32 }
+                // Routers in f32, as llama.cpp's converter writes them.
+                let as_it_is = source.block_len() == 1 && !name.contains("ffn_gate_inp");
+                if as_it_is { source } else { BlockType::F32 }
             }
             Some(&k) if matrix => {
                 let (ty, fell) = recipe.ty(Place { name: &name, k, layers, shared, tied });

@@ -27,8 +27,6 @@ const EVALUATE: usize = 4096;
 /// The families whose operations all have a gradient.
 const FAMILIES: [&str; 8] =
     ["gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "llama", "gpt2", "gpt_neo"];
-/// Families of which a GGUF file of whole trained weights can't be written.
-const LATER: [&str; 2] = ["gemma3n", "gemma4"];
 /// The projections of their blocks: what an empty list of targets stands for.
 const PROJECTIONS: [&str; 11] = [
     "q_proj",
@@ -153,12 +151,10 @@ impl Trainer {
             return Err(wrong("architecture", problem));
         }
         let in_gguf = matches!(checkpoint.source(), Source::Gguf(_));
-        if in_gguf && LATER.contains(&info.family) && options.method == Method::Full {
-            let problem = format!(
-                "whole weights of {} are trained from Hugging Face files; adapters from GGUF too",
-                info.family
-            );
-            return Err(wrong("general.architecture", problem));
+        if in_gguf && info.family == "gemma3n" && options.method == Method::Full {
+            let problem = "whole weights of gemma3n are trained from Hugging Face files; adapters \
+                           from GGUF too";
+            return Err(wrong("general.architecture", problem.into()));
         }
         if options.muon.is_some() && options.method != Method::Full {
             let problem = "muon is for whole weights; adapters are trained with adamw".to_owned();

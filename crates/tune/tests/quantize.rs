@@ -1,7 +1,7 @@
 //! Files that `quantize` writes: types, sizes and errors, the same bytes for any number of threads.
 
 use lapidary_formats::gguf::{self, Metadata};
-use lapidary_formats::{Checkpoint, DType, TensorSpec};
+use lapidary_formats::{Checkpoint, DType, Source, TensorSpec};
 use lapidary_ops::Pool;
 use lapidary_tune::{Options, Recipe, Report, quantize};
 use std::path::{Path, PathBuf};
@@ -121,3 +121,59 @@ fn quantisation_aware_weights_are_imported_exactly() {
     let report = run(&from, &dir.0.join("out.gguf"), "q4_0", true, 2);
     assert!(report.matrices.iter().all(|m| m.error == 0.0 && m.ty.name() == "Q4_0"), "{report:?}");
 }
+
+/// Gemma 4's settings, vocabulary, names and values against the files of llama.cpp's converter.
+#[test]
+fn gemma_4_is_written_as_llama_cpp_s_converter_does() {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures");
+    if !shared.is_dir() {
+        println!("skipped: {} is not there", shared.display());
+        return;
+    }
+    let dir = Scratch::new("gemma4");
+    for model in ["gemma4_text", "gemma4_e2b", "gemma4_12b", "gemma4_26b_a4b", "gemma4_31b"] {
+        let from = Checkpoint::open(&shared.join("models").join(model)).unwrap();
+        let theirs = Checkpoint::open(&shared.join(format!("gguf/{model}-q8_0.gguf"))).unwrap();
+        let path = dir.0.join("out.gguf");
+        run(&from, &path, "f32", false, 2);
+        let ours = Checkpoint::open(&path).unwrap();
+        let (Source::Gguf(a), Source::Gguf(b)) = (ours.source(), theirs.source()) else {
+            panic!("{model}: GGUF files")
+        };
+        for (key, want) in b.iter().filter(|(key, _)| !SKIPPED.contains(key)) {
+            let got = a.get(key).unwrap_or_else(|| panic!("{model}: no {key}"));
+            assert_eq!(got, want, "{model}: {key}");
+        }
+        // The converter takes the mark of a film for plain text.
+        let types = |m: &Metadata| m.get("tokenizer.ggml.token_type").map(|v| format!("{v:?}"));
+        let (got, want) = (types(a).unwrap(), types(b).unwrap());
+        let apart = got.split(',').zip(want.split(',')).filter(|(a, b)| a != b).count();
+        assert!(
+            got.split(',').count() == want.split(',').count() && apart <= 1,
+            "{model}: {apart}"
+        );
+        let names = |c: &Checkpoint| {
+            let mut all: Vec<_> =
+                c.tensors().map(|t| (t.name.to_string(), t.shape.clone())).collect();
+            all.sort();
+            all
+        };
+        assert_eq!(names(&ours), names(&theirs), "{model}");
+        for t in theirs.tensors().filter(|t| t.dtype == DType::F32) {
+            let same = ours.tensor(&t.name).unwrap().bytes[..] == t.bytes[..];
+            assert!(same, "{model}: {}", t.name);
+        }
+    }
+}
+
+/// What describes the file, or is a matter of taste.
+const SKIPPED: [&str; 8] = [
+    "general.name",
+    "general.size_label",
+    "general.file_type",
+    "tokenizer.ggml.token_type",
+    "tokenizer.ggml.mask_token_id",
+    "tokenizer.ggml.add_sep_token",
+    "general.sampling.top_k",
+    "general.sampling.top_p",
+];

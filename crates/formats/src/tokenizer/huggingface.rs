@@ -232,27 +232,49 @@ fn pieces(parsed: &File, scheme: &Scheme, file: &str) -> Result<Vec<Piece>> {
     Ok(pieces)
 }
 
-/// A byte-level `tokenizer.json` in GGUF's terms.
+/// Gemma 4's control tokens that llama.cpp shows: its converter makes them user-defined.
+const SHOWN: [&str; 7] = [
+    "<|channel>",
+    "<channel|>",
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+    "<|\"|>",
+];
+
+/// A `tokenizer.json` in GGUF's terms: byte-level as "gpt2", merges of characters as "gemma4".
 pub(super) fn gguf_vocab(dir: &Path) -> Result<GgufVocab> {
     let path = dir.join("tokenizer.json");
     let file = path.display().to_string();
     let parsed: File = serde_json::from_slice(&read(&path)?).map_err(|e| json_error(&file, &e))?;
     let scheme = scheme(&parsed, &file)?;
-    if scheme != (Scheme::ByteLevel { prefix: false, words: true, digits: false }) {
-        let problem = "only GPT-2's form can be written to GGUF without a tokenizer.model";
-        return Err(FormatError::new(file, "pre_tokenizer", problem));
-    }
+    let spaces = match scheme {
+        Scheme::ByteLevel { prefix: false, words: true, digits: false } => false,
+        Scheme::Spaces { prefix: false, .. } if parsed.model.byte_fallback => true,
+        _ => {
+            let problem =
+                "without a tokenizer.model only GPT-2's and Gemma 4's forms can be written to GGUF";
+            return Err(FormatError::new(file, "pre_tokenizer", problem));
+        }
+    };
     let pieces = pieces(&parsed, &scheme, &file)?;
     let kind = |p: &Piece| match p.kind {
+        Kind::Control if spaces && SHOWN.contains(&&*p.text) => 4,
         Kind::Control => 3,
+        Kind::Byte(_) => 6,
         Kind::UserDefined => 4,
         Kind::Unused => 5,
         _ => 1,
     };
     let merges = parsed.model.merges.iter().filter_map(Merge::pair);
+    let (model, pre) = if spaces { ("gemma4", None) } else { ("gpt2", Some("gpt-2".into())) };
     Ok(GgufVocab {
-        model: "gpt2".into(),
-        pre: Some("gpt-2".into()),
+        model: model.into(),
+        pre,
+        // Readers want some.
+        scores: spaces.then(|| vec![-1000.0; pieces.len()]),
+        add_space_prefix: spaces.then_some(false),
         tokens: pieces.iter().map(|p| p.text.to_string()).collect(),
         token_types: Some(pieces.iter().map(kind).collect()),
         merges: Some(merges.map(|(a, b)| format!("{a} {b}")).collect()),
