@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 def main(program, base, adapter):
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    ids = [5 + (i * 37) % (model.config.vocab_size - 5) for i in range(48)]
+    ids = [5 + (i * 37) % (model.config.get_text_config().vocab_size - 5) for i in range(48)]
     with torch.no_grad():
         before = model(torch.tensor([ids])).logits[0]
         want = peft.PeftModel.from_pretrained(model, adapter)(torch.tensor([ids])).logits[0]
