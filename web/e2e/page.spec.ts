@@ -58,6 +58,35 @@ async function done(page: Page) {
   await expect(answers(page).last().locator('.measures')).toContainText('token')
 }
 
+/** Holds the second half of the next answer back, for so long or for ever: the built-in model is done before anyone
+ * could stop it or measure its speed. */
+async function holdBack(page: Page, milliseconds?: number) {
+  await page.evaluate((milliseconds) => {
+    const real = window.fetch
+    window.fetch = async (...args) => {
+      const response = await real(...args)
+      if (!String(args[0]).includes('completions')) return response
+      window.fetch = real
+      const events = (await response.text()).split(/(?<=\n\n)/)
+      const signal = (args[1] as RequestInit).signal!
+      const middle = events.length / 2
+      const bytes = (part: string[]) => new TextEncoder().encode(part.join(''))
+      const body = new ReadableStream({
+        start(c) {
+          c.enqueue(bytes(events.slice(0, middle)))
+          signal.addEventListener('abort', () => c.error(new DOMException('', 'AbortError')))
+          if (milliseconds === undefined) return
+          setTimeout(() => {
+            c.enqueue(bytes(events.slice(middle)))
+            c.close()
+          }, milliseconds)
+        },
+      })
+      return new Response(body, { headers: response.headers })
+    }
+  }, milliseconds)
+}
+
 async function noViolations(page: Page) {
   // Colours are judged when nothing fades in any more.
   await page.evaluate(() => Promise.all(document.getAnimations().map((a) => a.finished.catch(() => null))))
@@ -69,6 +98,7 @@ async function noViolations(page: Page) {
 test('a conversation: an answer streams in, a second turn, a reload keeps it', async ({ page }) => {
   await open(page)
   await settle(page)
+  await holdBack(page, 100)
   await say(page, 'Tell me a story about a red ball.')
   await say(page, 'And then?')
   await expect(page).toHaveTitle('Tell me a story about a red ball. · Lapidary')
@@ -102,24 +132,7 @@ test('settings take effect: temperature 0 answers the same again, stop strings e
 test('stop keeps what there is, and the answer can go on', async ({ page }) => {
   await open(page)
   await settle(page, 20)
-  // The server's answer, whose second half is held back, so that there is time to stop it.
-  await page.evaluate(() => {
-    const real = window.fetch
-    window.fetch = async (...args) => {
-      const response = await real(...args)
-      if (!String(args[0]).includes('completions')) return response
-      window.fetch = real
-      const events = (await response.text()).split(/(?<=\n\n)/)
-      const signal = (args[1] as RequestInit).signal!
-      const body = new ReadableStream({
-        start(c) {
-          c.enqueue(new TextEncoder().encode(events.slice(0, events.length / 2).join('')))
-          signal.addEventListener('abort', () => c.error(new DOMException('', 'AbortError')))
-        },
-      })
-      return new Response(body, { headers: response.headers })
-    }
-  })
+  await holdBack(page)
   await field(page).fill('Tell me about a dog.')
   await field(page).press('Enter')
   await expect(spoken(answers(page))).not.toBeEmpty()
