@@ -413,7 +413,7 @@ impl Ops for Cpu {
         out.data_mut().fill(0.0);
         // A row adds up in the order of its experts' numbers, whichever other rows there are.
         for (expert, (gate_up, down)) in gate_up.iter().zip(down).enumerate() {
-            let (rows, weights) = routes.rows(expert);
+            let rows = routes.rows(expert);
             if rows.is_empty() {
                 continue;
             }
@@ -421,12 +421,7 @@ impl Ops for Cpu {
             let h = self.linear(&h, gate_up);
             let h = self.gated_halves(&h, kind);
             let h = self.linear(&h, down);
-            let cols = h.cols();
-            let weighted = h.data().chunks_exact(cols).zip(&weights);
-            for (row, (h, w)) in rows.into_iter().zip(weighted) {
-                let out = &mut out.data_mut()[row as usize * cols..(row as usize + 1) * cols];
-                out.iter_mut().zip(h).for_each(|(o, h)| *o = h.mul_add(*w, *o));
-            }
+            routes.add(expert, &h, &mut out);
         }
         out
     }

@@ -92,11 +92,6 @@ impl KvCache {
         Self { layers, layout: layout.clone() }
     }
 
-    /// Whether layers read the keys and values of others.
-    pub(crate) fn lends(&self) -> bool {
-        self.layout.lent
-    }
-
     /// Makes sure that blocks `0..count` of `group` exist.
     ///
     /// # Errors

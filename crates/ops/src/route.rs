@@ -1,5 +1,7 @@
 //! Mixture of experts: where rows go.
 
+use crate::Tensor;
+
 /// For each row the experts that it goes to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Routes {
@@ -20,11 +22,19 @@ impl Routes {
         chosen.filter(move |(_, e)| **e as usize == expert).map(|(i, _)| i)
     }
 
-    /// The rows that go to `expert`, with their weights.
-    pub fn rows(&self, expert: usize) -> (Vec<u32>, Vec<f32>) {
-        (self.experts.iter().zip(&self.weights).enumerate())
-            .filter(|(_, (e, _))| **e as usize == expert)
-            .map(|(i, (_, w))| ((i / self.k) as u32, *w))
-            .unzip()
+    /// The rows that go to `expert`.
+    pub fn rows(&self, expert: usize) -> Vec<u32> {
+        self.places(expert).map(|place| (place / self.k) as u32).collect()
+    }
+
+    /// Adds what `expert` made of its rows, each times its weight, to those rows of `out`.
+    pub(crate) fn add(&self, expert: usize, made: &Tensor, out: &mut Tensor) {
+        let cols = made.cols();
+        let out = out.data_mut();
+        for (place, made) in self.places(expert).zip(made.data().chunks_exact(cols)) {
+            let (row, weight) = (place / self.k, self.weights[place]);
+            let out = &mut out[row * cols..(row + 1) * cols];
+            out.iter_mut().zip(made).for_each(|(o, m)| *o = m.mul_add(weight, *o));
+        }
     }
 }

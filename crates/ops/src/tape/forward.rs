@@ -217,7 +217,7 @@ impl Ops for Tape {
         }
         let of = Attended { spec: *spec, spans: whole(rows), layer };
         let out = self.attend_whole([q, k, v], &of);
-        if cache.lends() {
+        if cache.layout.lent {
             self.lend(&of, k, v);
         }
         let (q, k, v) = (self.save(q), self.save(k), self.save(v));
@@ -266,7 +266,7 @@ impl Ops for Tape {
         let mut parts = Vec::new();
         // In the order of the experts' numbers, as everywhere.
         for (expert, (gate_up, down)) in gate_up.iter().zip(down).enumerate() {
-            let (rows, weights) = routes.rows(expert);
+            let rows = routes.rows(expert);
             if rows.is_empty() {
                 continue;
             }
@@ -278,13 +278,10 @@ impl Ops for Tape {
                 self.note(Node::GatedHalves { x, kind, out: h.id() });
             }
             let made = self.linear(&h, down);
-            let cols = made.cols();
-            let weighted = made.data().chunks_exact(cols).zip(weights);
-            for (row, (made, weight)) in rows.into_iter().zip(weighted) {
-                let out = &mut out.data_mut()[row as usize * cols..(row as usize + 1) * cols];
-                out.iter_mut().zip(made).for_each(|(o, m)| *o = m.mul_add(weight, *o));
+            routes.add(expert, &made, &mut out);
+            if self.recording {
+                parts.push(Part { expert, made });
             }
-            parts.push(Part { expert, made });
         }
         if self.recording {
             self.note(Node::Experts { parts, routes: routes.clone(), out: out.id() });
